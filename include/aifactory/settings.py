@@ -1,0 +1,96 @@
+"""One settings object for everything that runs: the plant, the tasks, the training program, the tests.
+
+Values come from the environment (`AIF_...`), then from the plant's generated file
+`<home>/secrets/plant.env` (mode 0600), then from the defaults below. Nothing is read at import.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Settings(BaseSettings):
+    """Where the plant's parts are and how to reach them. Every field is `AIF_<NAME>` in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="AIF_", extra="ignore", frozen=True)
+
+    # --- places
+    home: Path = Field(REPOSITORY / "var", description="Folder of all state; ignored by git.")
+    lines_dir: Path = Field(REPOSITORY / "include" / "lines", description="Folder of the line specs.")
+    host: str = Field("127.0.0.1", description="Address that every part listens on.")
+
+    # --- ports (0 is not allowed: a plant keeps its ports over restarts)
+    airflow_port: int = Field(8080, ge=1, le=65535, description="Airflow UI and API.")
+    mlflow_port: int = Field(5500, ge=1, le=65535, description="MLflow UI and tracking API.")
+    postgres_port: int = Field(5440, ge=1, le=65535, description="Postgres.")
+    s3_port: int = Field(8340, ge=1, le=65535, description="S3 (SeaweedFS).")
+    internal_port: int = Field(
+        18600, ge=1, le=65500, description="First of a block of 16 ports that the parts use among themselves."
+    )
+
+    # --- stores
+    s3_endpoint: str = Field("", description="URL of S3; empty means the plant's own on s3_port.")
+    s3_region: str = "us-east-1"
+    s3_access_key: str = ""
+    s3_secret_key: SecretStr = SecretStr("")
+    world_access_key: str = Field("", description="Key of the outside world: it may write to the landing bucket alone.")
+    world_secret_key: SecretStr = SecretStr("")
+    landing_bucket: str = "landing"
+    factory_bucket: str = "factory"
+    ledger_dsn: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL of the ledger's database.")
+    mlflow_uri: str = Field("", description="URL of the MLflow server; empty means the plant's own on mlflow_port.")
+    dataset_git_root: str = Field(
+        "", description="Folder or URL prefix of the bare dataset repositories; empty means <home>/git."
+    )
+
+    # --- work
+    threads: int = Field(2, ge=1, description="Threads that one piece of work may use.")
+    memory_limit_gb: float = Field(2.0, gt=0, description="Memory that DuckDB may use before it spills, GB.")
+    trial: str = Field("", description="Free text put into every MLflow run and report, e.g. the name of a test.")
+
+    @property
+    def s3_url(self) -> str:
+        """URL of the S3 endpoint."""
+        return self.s3_endpoint or f"http://{self.host}:{self.s3_port}"
+
+    @property
+    def mlflow_url(self) -> str:
+        """URL of the MLflow server."""
+        return self.mlflow_uri or f"http://{self.host}:{self.mlflow_port}"
+
+    @property
+    def airflow_url(self) -> str:
+        """URL of the Airflow UI and API."""
+        return f"http://{self.host}:{self.airflow_port}"
+
+    @property
+    def git_root(self) -> str:
+        """Where the bare dataset repositories are: `<git_root>/<line>.git`."""
+        return self.dataset_git_root or str(self.home / "git")
+
+    @property
+    def secrets_file(self) -> Path:
+        """The plant's generated secrets, `AIF_NAME=value` a line, mode 0600."""
+        return secrets_file(self.home)
+
+
+def secrets_file(home: Path) -> Path:
+    """Path of the generated secrets under a plant's home."""
+    return home / "secrets" / "plant.env"
+
+
+def load_settings(home: Path | None = None) -> Settings:
+    """Read the settings: environment first, then the plant's secrets file, then defaults.
+
+    Args:
+        home: the plant's home; default `AIF_HOME`, else `<repository>/var`.
+    """
+    chosen = home or Path(os.environ.get("AIF_HOME") or REPOSITORY / "var")
+    generated = secrets_file(chosen)
+    return Settings(home=chosen, _env_file=generated if generated.exists() else None)  # type: ignore[call-arg]
