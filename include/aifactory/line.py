@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -86,12 +87,12 @@ class Source(_Spec):
     event_time_slack_hours: float = Field(
         30,
         ge=0,
-        description="Hours beyond the partition's UTC day that an event time may lie (local dates, late hours).",
+        description="Hours beyond the partition's UTC day that an event time may lie.",
     )
     freshness_hours: float = Field(
         8,
         gt=0,
-        description="The newest event of the units' table may be this much before the partition's UTC end, hours.",
+        description="Hours before the partition's UTC end that the newest event may be.",
     )
 
     @model_validator(mode="after")
@@ -112,9 +113,7 @@ class Quality(_Spec):
     """What the gates tolerate."""
 
     max_quarantine_share: Share = Field(description="Share of rows that may fail; beyond it the batch is held whole.")
-    volume_window_days: int = Field(
-        14, ge=1, description="Recent accepted partitions that volume is compared with, days."
-    )
+    volume_window_days: int = Field(14, ge=1, description="Accepted partitions that volume is compared with, days.")
     volume_min_ratio: float = Field(0.5, gt=0, lt=1, description="Rows ÷ median of the window may not be below this.")
     volume_max_ratio: float = Field(2.0, gt=1, description="Rows ÷ median of the window may not be above this.")
 
@@ -129,7 +128,7 @@ class Dataset(_Spec):
     lookback_days: int = Field(
         1,
         ge=0,
-        description="A partition's features reach this far back; a corrected partition rebuilds as many after it.",
+        description="Days that features reach back; a corrected partition rebuilds as many after it.",
     )
 
     @model_validator(mode="after")
@@ -147,9 +146,7 @@ class Dataset(_Spec):
 class Recipe(_Spec):
     """One recipe of the library with its parameters."""
 
-    parameters: dict[str, Any] = Field(
-        default_factory=dict, description="Checked by the recipe's own typed parameters."
-    )
+    parameters: dict[str, Any] = Field(default_factory=dict, description="Checked by the recipe itself.")
 
 
 class Model(_Spec):
@@ -202,13 +199,13 @@ class Evaluation(_Spec):
     """What a challenger must show."""
 
     metric: Literal["roc_auc", "average_precision"] = Field("roc_auc", description="Primary metric, higher is better.")
-    floor: Share = Field(description="Lowest value of the primary metric that is ever released.")
+    floor: Share = Field(description="Lowest value of the primary metric that is released.")
     required_gain: float = Field(0.0, ge=-0.05, le=0.5, description="Gain over the champion that must be proved.")
     confidence: float = Field(0.9, gt=0.5, lt=1, description="Bootstrap confidence with which the gain must be proved.")
     bootstrap_rounds: int = Field(300, ge=100, description="Resamples of the paired bootstrap.")
     max_calibration_error: Share = Field(0.1, description="Highest expected calibration error.")
     slices: dict[str, Share] = Field(
-        default_factory=dict, description="Column -> drop of the metric allowed in any slice."
+        default_factory=dict, description="Column -> allowed drop of the metric in a slice."
     )
     min_slice_rows: int = Field(300, gt=0, description="Slices with fewer held-out rows are not judged.")
     max_latency_ms: float = Field(20, gt=0, description="p95 of scoring one row, ms.")
@@ -251,26 +248,18 @@ class Feedback(_Spec):
     """How the model in service is judged, and when it is remade."""
 
     label_delay_hours: float = Field(
-        24, ge=0, description="Outcomes are complete this long after the partition's end, hours."
+        24, ge=0, description="Outcomes are complete so long after the partition ends, hours."
     )
     window_days: int = Field(1, ge=1, description="Partitions that one window of live judgement spans, days.")
     rule_violations: int = Field(2, ge=1, description="Violated windows ...")
     rule_windows: int = Field(5, ge=1, description="... of this many newest ones call for a retrain.")
-    max_feature_psi: float = Field(
-        0.25, gt=0, description="Population stability index of a feature that violates a window."
-    )
-    max_score_psi: float = Field(
-        0.25, gt=0, description="Population stability index of the score that violates a window."
-    )
+    max_feature_psi: float = Field(0.25, gt=0, description="PSI from which a feature counts as drifted.")
+    max_score_psi: float = Field(0.25, gt=0, description="PSI of the score that violates a window.")
     max_drifted_share: Share = Field(0.3, description="Share of features over max_feature_psi that violates a window.")
-    max_metric_drop: Share = Field(
-        0.05, description="Live metric below the released one by more than this violates a window."
-    )
+    max_metric_drop: Share = Field(0.05, description="Drop of the live metric that violates a window.")
     max_calibration_error: Share = Field(0.1, description="Live expected calibration error that violates a window.")
     cadence_days: int = Field(7, ge=1, description="A champion whose training data ends longer ago is remade, days.")
-    cooldown_days: int = Field(
-        2, ge=0, description="No drift-called retrain within this many days after the last one, days."
-    )
+    cooldown_days: int = Field(2, ge=0, description="Days without a drift-called retrain after the last one.")
 
     @model_validator(mode="after")
     def _rule(self) -> Feedback:
@@ -331,7 +320,7 @@ def load_line(folder: Path) -> LineSpec:
     """
     path = folder / "line.yaml"
     try:
-        content = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror}); every line folder needs a line.yaml") from error
     except yaml.YAMLError as error:
@@ -378,3 +367,23 @@ def find_line(lines_dir: Path, name: str) -> LineSpec:
         known = sorted(p.parent.name for p in lines_dir.glob("*/line.yaml"))
         raise SpecError(f"no line {name!r} under {lines_dir}; there are {known}")
     return load_line(lines_dir / name)
+
+
+def main() -> int:
+    """Validate every line and say so; the exit status is the number of bad ones. What `make check` calls."""
+    from aifactory.settings import load_settings
+
+    bad = 0
+    for folder in sorted(p.parent for p in load_settings().lines_dir.glob("*/line.yaml")):
+        try:
+            spec = load_line(folder)
+        except SpecError as error:
+            bad += 1
+            sys.stderr.write(f"{error}\n")
+        else:
+            sys.stdout.write(f"{spec.line}: valid, digest {spec.digest}\n")
+    return bad
+
+
+if __name__ == "__main__":
+    sys.exit(main())

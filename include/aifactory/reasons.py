@@ -11,6 +11,7 @@ class ReasonCode(StrEnum):
     sentence: str
 
     def __new__(cls, code: str, sentence: str) -> ReasonCode:
+        """One member: its code is its value, the sentence goes with it."""
         member = str.__new__(cls, code)
         member._value_ = code
         member.sentence = sentence

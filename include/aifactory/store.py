@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,7 +155,7 @@ class Store:
         """Write an Arrow table as one parquet object; equal tables give equal bytes. Returns its ETag."""
         return self.put(key, parquet_bytes(table), content_type="application/vnd.apache.parquet")
 
-    def get_table(self, key: str, columns: list[str] | None = None) -> pa.Table:
+    def get_table(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one parquet object as an Arrow table."""
         import pyarrow.parquet as pq
 

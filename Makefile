@@ -1,0 +1,74 @@
+# The one door: the same commands for people and for CI.
+#   make demo      install, start, and watch the flight delay line turn on real data
+#   make up down status
+#   make check     format, lint, types, layers, line specs, pins in step
+#   make test      unit, policy, integration, end to end
+#   make bench     ratios against baselines; make bench-loop-pays: a year's replay
+#   make pins      recompile requirements*.txt from requirements*.in
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PYTHONPATH := include
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help install install-dev demo up down status check format test test-fast bench bench-loop-pays pins
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+.venv/installed: requirements.txt scripts/install.sh
+	@PYTHON="$(PYTHON)" scripts/install.sh requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	@PYTHON="$(PYTHON)" scripts/install.sh requirements-dev.txt
+	@touch $@
+
+install: .venv/installed
+install-dev: .venv/installed-dev
+
+demo:
+	@AIF_DEMO_STARTED="$$(date +%s)" $(MAKE) --no-print-directory .venv/installed demo-run
+
+.PHONY: demo-run
+demo-run:
+	@$(BIN)/python -m plant demo
+
+up: .venv/installed
+	@$(BIN)/python -m plant up
+
+down:
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m plant down; else echo "Nothing is installed, so nothing runs."; fi
+
+status: .venv/installed
+	@$(BIN)/python -m plant status
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m aifactory.line
+	scripts/pins.sh --check
+
+format: .venv/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+test-fast: .venv/installed-dev
+	$(BIN)/python -m pytest -m "not integration and not e2e"
+
+bench: .venv/installed-dev
+	$(BIN)/python -m bench
+
+bench-loop-pays: .venv/installed-dev
+	$(BIN)/python -m bench.loop_pays
+
+pins: .venv/installed
+	scripts/pins.sh
