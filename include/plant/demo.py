@@ -1,0 +1,333 @@
+"""`make demo`: watch the flight delay line turn on real data, by the real scheduler, and write down what it did.
+
+The demo is an operator with a fast clock: it lets the outside world land a day, triggers that day's ingest, and
+waits until the loop has come to rest. Everything in between is the line's own doing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+import plant
+from aifactory.errors import NotFound
+from aifactory.factory import Factory
+from aifactory.ledger import EventKind, ProductionEvent
+from aifactory.line import LineSpec, find_line
+from aifactory.settings import Settings
+from outside.flights import World
+
+if TYPE_CHECKING:
+    from plant.api import AirflowApi
+
+log = logging.getLogger(__name__)
+
+LINE = "flight_delay"
+NUM_NIGHTS = 8
+HANDICAP_NIGHT = 2
+"""After this night a challenger without its strongest features is trained, to show the gate refusing one."""
+REST_S = 3.0
+"""The loop is at rest when no run was active for this long, s."""
+RUN_TIMEOUT_S = 900.0
+
+
+class DemoFailed(Exception):
+    """The loop did not do what the demo waits for; the message says which run to look at."""
+
+
+@dataclass
+class Night:
+    """One row of the demo's table."""
+
+    night: int
+    day: str
+    rows_in: int
+    accepted: int
+    quarantined: int
+    dataset_revision: str
+    model_version: str | None
+    live_roc_auc: float | None
+    score_psi: float | None
+    drifted_features: int | None
+    decision: str
+    seconds: float
+
+
+@dataclass
+class Report:
+    """What `var/demo/report.json` holds. Times in seconds, memory in GB (sum of PSS over all processes)."""
+
+    line: str = LINE
+    first_champion_s: float = 0.0
+    peak_memory_gb: float = 0.0
+    phases_s: dict[str, float] = field(default_factory=dict)
+    history: dict[str, Any] = field(default_factory=dict)
+    nights: list[Night] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    retrains: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _MemoryWatch(threading.Thread):
+    """Samples the plant's memory every few seconds and keeps the peak."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(daemon=True, name="memory-watch")
+        self._settings = settings
+        self._ended = threading.Event()
+        self.peak_bytes = 0
+
+    def run(self) -> None:
+        """Sample until told to stop."""
+        while not self._ended.wait(2.0):
+            self.peak_bytes = max(self.peak_bytes, plant.memory(self._settings))
+
+    def stop(self) -> float:
+        """End the sampling; the peak, GB."""
+        self._ended.set()
+        self.join(timeout=10)
+        return self.peak_bytes / 1e9
+
+
+class Demo:
+    """One demonstration: an initial history, the first champion, then the nights."""
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self.settings = settings
+        self.console = console
+        self.spec: LineSpec = find_line(settings.lines_dir, LINE)
+        self.factory = Factory(settings)
+        self.world = World(settings)
+        self.api: AirflowApi = plant.airflow_api(settings)
+        self.report = Report()
+
+    def say(self, text: str) -> None:
+        """One line of progress."""
+        self.console.print(f"[bold cyan]»[/] {text}")
+
+    # --- the two acts
+    def make_first_champion(self, started_at: float) -> None:
+        """Land the initial history, ingest it in one run, and wait for the loop to release its first model."""
+        history = self.world.history(NUM_NIGHTS)
+        begun = time.time()
+        self.say(f"the outside world lands {len(history)} days, {history[0]} to {history[-1]}")
+        self.world.land(history)
+        run = self._ingest(history[0], history[-1])
+        landed = time.time()
+        self.say(f"history is in ({landed - begun:.0f} s, run {run}); the loop makes its first model")
+        self._come_to_rest()
+        champion = self._champion()
+        if champion is None:
+            raise DemoFailed(f"no champion after the history; look at the runs of {LINE}.* at {self.settings.airflow_url}")
+        train_s, deploy_s = self._seconds_of(f"{LINE}.train"), self._seconds_of(f"{LINE}.deploy")
+        self.report.phases_s |= {"data": round(landed - begun, 1), "training": train_s, "release": deploy_s}
+        live_at = self._ended_at(f"{LINE}.deploy")
+        self.report.first_champion_s = round(live_at - started_at, 1)
+        self.report.history = {
+            "first_day": history[0],
+            "last_day": history[-1],
+            **self._counts(history),
+            "dataset_revision": champion["dataset_revision"],
+            "model_version": champion["version"],
+        }
+        self.say(f"champion v{champion['version']} is in service {self.report.first_champion_s:.0f} s after the command")
+
+    def play_nights(self) -> None:
+        """Play the nights up to yesterday, one at a time."""
+        for number, day in enumerate(self.world.nights(NUM_NIGHTS), start=1):
+            begun = time.time()
+            before = self._champion()
+            self.world.land([day])
+            self._ingest(day, None)
+            self._come_to_rest(day)
+            night = self._night(number, day, before, time.time() - begun)
+            self.report.nights.append(night)
+            self.say(f"night {number}, {day}: {night.accepted} rows, {night.decision} ({night.seconds:.0f} s)")
+            if number == HANDICAP_NIGHT:
+                self._handicapped_challenger(day)
+
+    # --- steps
+    def _ingest(self, first: str, last: str | None) -> str:
+        conf = {"partition": first} | ({"partition_to": last} if last else {})
+        run = self.api.trigger_dag(f"{LINE}.ingest", conf=conf)
+        self._wait(f"{LINE}.ingest", run)
+        return run
+
+    def _wait(self, dag_id: str, run: str) -> None:
+        state = self.api.wait_run(dag_id, run, timeout_s=RUN_TIMEOUT_S)
+        if state != "success":
+            raise DemoFailed(f"{dag_id} run {run} ended as {state}: see {self.api.run_url(dag_id, run)}")
+
+    def _handicapped_challenger(self, day: str) -> None:
+        """Train a challenger on the schedule alone. It is worse on purpose: the gate must refuse it."""
+        keep = {"carrier", "origin", "dest", "scheduled_hour", "distance"}
+        drop = [f for f in self.spec.model.features if f not in keep]
+        self.say(f"a challenger is deliberately handicapped: trained without {len(drop)} of its features")
+        run = self.api.trigger_dag(
+            f"{LINE}.train", conf={"drop_features": drop, "why": "demo: deliberately handicapped challenger"}
+        )
+        self._wait(f"{LINE}.train", run)
+        self._come_to_rest()
+        scrapped = self._events(EventKind.SCRAPPED)
+        if not scrapped:
+            raise DemoFailed(f"the gate released a handicapped challenger: see {self.api.run_url(f'{LINE}.train', run)}")
+        last = scrapped[-1]
+        self.report.refused.append(
+            {"after_day": day, "unit": last.unit, "deliberate": True, "reason": last.reason, "detail": last.detail}
+        )
+        self.say(f"refused: {last.reason} - {last.reason.sentence if last.reason else ''}")
+
+    def _come_to_rest(self, day: str | None = None) -> None:
+        """Wait until no run of the line is active and, for a night, its window has been judged."""
+        quiet_since: float | None = None
+        deadline = time.time() + RUN_TIMEOUT_S
+        while time.time() < deadline:
+            active = self.api.active_runs(prefix=f"{LINE}.")
+            judged = day is None or self._window(day) is not None
+            if active or not judged:
+                quiet_since = None
+            elif quiet_since is None:
+                quiet_since = time.time()
+            elif time.time() - quiet_since >= REST_S:
+                return
+            failed = self.api.failed_runs(prefix=f"{LINE}.")
+            if failed:
+                raise DemoFailed(f"{failed[0]} failed: see its task log at {self.settings.airflow_url}")
+            time.sleep(0.5)
+        raise DemoFailed(f"the loop did not come to rest within {RUN_TIMEOUT_S:.0f} s; active: {active}")
+
+    # --- reading what happened
+    def _night(self, number: int, day: str, before: dict[str, Any] | None, seconds: float) -> Night:
+        window = self._window(day) or {}
+        counts = self._counts([day])
+        after = self._champion()
+        drift = window.get("drift", {})
+        return Night(
+            night=number,
+            day=day,
+            rows_in=counts["rows_in"],
+            accepted=counts["accepted"],
+            quarantined=counts["quarantined"],
+            dataset_revision=str(window.get("dataset_revision", ""))[:10],
+            model_version=window.get("model_version"),
+            live_roc_auc=window.get("metrics", {}).get("roc_auc"),
+            score_psi=drift.get("score_psi"),
+            drifted_features=drift.get("num_drifted"),
+            decision=self._decision(day, before, after),
+            seconds=round(seconds, 1),
+        )
+
+    def _decision(self, day: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
+        decided = [e for e in self._events(EventKind.DECIDED, partition=day) if e.detail.get("retrain")]
+        if not decided:
+            return "keep"
+        reason = decided[-1].reason
+        released = after is not None and (before is None or after["version"] != before["version"])
+        outcome = f"v{after['version']} released" if released and after else "challenger refused"
+        self.report.retrains.append(
+            {"day": day, "reason": reason, "released": released, "explanation": decided[-1].detail.get("explanation")}
+        )
+        return f"retrain ({reason}): {outcome}"
+
+    def _events(self, kind: EventKind, partition: str | None = None) -> list[ProductionEvent]:
+        events = self.factory.ledger.events(line=LINE, kind=kind)
+        return [e for e in events if partition is None or e.partition == partition]
+
+    def _counts(self, days: list[str]) -> dict[str, int]:
+        totals = {"rows_in": 0, "accepted": 0, "quarantined": 0}
+        for day in days:
+            said = self.factory.store.get_json(f"accepted/{LINE}/{day}.json")
+            totals["rows_in"] += said["num_in"]
+            totals["accepted"] += said["num_accepted"]
+            totals["quarantined"] += said["num_quarantined"]
+        return totals
+
+    def _champion(self) -> dict[str, Any] | None:
+        try:
+            return self.factory.store.get_json(f"serving/{LINE}/champion.json")
+        except NotFound:
+            return None
+
+    def _window(self, day: str) -> dict[str, Any] | None:
+        try:
+            return self.factory.store.get_json(f"feedback/{LINE}/windows/{day}.json")
+        except NotFound:
+            return None
+
+    def _seconds_of(self, dag_id: str) -> float:
+        return round(sum(run.seconds for run in self.api.runs(dag_id)), 1)
+
+    def _ended_at(self, dag_id: str) -> float:
+        return max(run.ended_at for run in self.api.runs(dag_id))
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the table of nights and the summary."""
+    table = Table(title=f"{report.line}: {len(report.nights)} nights", show_lines=False)
+    for name in ("night", "rows in", "accepted", "quarantined", "dataset", "model", "live AUC", "score PSI", "decision"):
+        table.add_column(name, justify="left" if name in {"night", "dataset", "decision"} else "right")
+    for n in report.nights:
+        table.add_row(
+            n.day,
+            str(n.rows_in),
+            str(n.accepted),
+            str(n.quarantined),
+            n.dataset_revision,
+            f"v{n.model_version}" if n.model_version else "-",
+            "-" if n.live_roc_auc is None else f"{n.live_roc_auc:.3f}",
+            "-" if n.score_psi is None else f"{n.score_psi:.2f}",
+            n.decision,
+        )
+    console.print(table)
+    phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.phases_s.items())
+    console.print(f"First champion live {report.first_champion_s:.0f} s after the command ({phases}).")
+    console.print(f"Peak memory of everything together: {report.peak_memory_gb:.2f} GB.")
+    for refused in report.refused:
+        console.print(f"Refused by the gate, deliberately handicapped: {refused['unit']} ({refused['reason']}).")
+
+
+def run(settings: Settings) -> int:
+    """Run the demonstration; returns the exit status. The plant stays up."""
+    started_at = float(os.environ.get("AIF_DEMO_STARTED") or time.time())
+    console = Console()
+    install_s = time.time() - started_at
+    watch = _MemoryWatch(settings)
+    watch.start()
+    phases = plant.up(settings)
+    demo = Demo(plant.load(settings.home), console)
+    demo.report.phases_s = {"install": round(install_s + phases.get("install", 0.0), 1), "start": round(phases["start"], 1)}
+    try:
+        if demo._champion() is None:
+            demo.make_first_champion(started_at)
+        demo.play_nights()
+    except DemoFailed as failure:
+        console.print(f"[bold red]The demo stopped:[/] {failure}")
+        return 1
+    finally:
+        demo.report.peak_memory_gb = round(watch.stop(), 2)
+    write(settings, demo.report)
+    show(demo.report, console)
+    plant.announce(demo.settings, console)
+    return 0
+
+
+def write(settings: Settings, report: Report) -> None:
+    """Write `<home>/demo/report.json`."""
+    path = settings.home / "demo" / "report.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(report), indent=1, default=str))
+    log.info("report written to %s", path)
+
+
+def days_between(first: str, last: str) -> list[str]:
+    """Every partition key from first to last, both included."""
+    start, end = date.fromisoformat(first), date.fromisoformat(last)
+    return [(start + timedelta(days=n)).isoformat() for n in range((end - start).days + 1)]
