@@ -1,0 +1,51 @@
+"""Loaded by every Airflow process when it starts; linked into `$AIRFLOW_HOME/config`.
+
+In the scheduler it imports what tasks will need. LocalExecutor forks its workers from the scheduler and
+tasks from the workers, so each task starts with these modules in place instead of importing them anew
+(5 CPU-seconds), and the memory of their code is shared between all of them. Other processes run no tasks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+log = logging.getLogger(__name__)
+
+__all__: list[str] = []  # Airflow takes every public name of this module over into its own settings
+
+_MODULES = (
+    "airflow.providers.standard.operators.empty",
+    "airflow.providers.standard.operators.hitl",
+    "airflow.providers.standard.operators.python",
+    "aifactory.factory",
+    "aifactory.line",
+    "pandas",
+    "pyarrow.parquet",
+    "pyarrow.dataset",
+    "duckdb",
+    "sqlalchemy.dialects.postgresql.psycopg2",
+    "boto3",
+    "s3transfer.manager",
+    "great_expectations",
+    "dvc_data.hashfile.tree",
+    "sklearn.metrics",
+    "mlflow.tracking",
+    "onnxruntime",
+)
+
+
+def _preload() -> None:
+    from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
+
+    _ = ProvidersManagerTaskRuntime().asset_uri_handlers
+    for name in _MODULES:
+        try:
+            importlib.import_module(name)
+        except ImportError:  # a task that needs it will say so; the scheduler must run all the same
+            log.warning("cannot preload %s", name, exc_info=True)
+
+
+if "scheduler" in sys.argv[1:2]:
+    _preload()

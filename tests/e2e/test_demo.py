@@ -1,0 +1,209 @@
+"""The whole plant: `make demo`'s own program on a real scheduler, then an operator's day on the plant that it leaves.
+
+The tests of this module share one plant and run in the order of the file: each leaves the plant as it found it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+import plant
+from aifactory.factory import Factory
+from aifactory.ledger import EventKind
+from aifactory.line import find_line
+from aifactory.reasons import ReasonCode
+from aifactory.settings import REPOSITORY, Settings
+from outside.flights import World
+
+pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(1500)]
+
+LINE = "flight_delay"
+
+
+@dataclass
+class RunningPlant:
+    settings: Settings
+    report: dict[str, Any]
+    environment: dict[str, str]
+
+    @property
+    def factory(self) -> Factory:
+        return Factory(self.settings)
+
+    @property
+    def api(self) -> plant.AirflowApi:
+        return plant.airflow_api(self.settings)
+
+    def command(self, *words: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "plant", *words],
+            env=self.environment,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlant]:
+    home = tmp_path_factory.mktemp("plant")
+    ports = plant.free_ports(20)
+    environment = os.environ | {
+        "AIF_HOME": str(home),
+        "PYTHONPATH": str(REPOSITORY / "include"),
+        "AIF_AIRFLOW_PORT": str(ports[0]),
+        "AIF_MLFLOW_PORT": str(ports[1]),
+        "AIF_POSTGRES_PORT": str(ports[2]),
+        "AIF_S3_PORT": str(ports[3]),
+        "AIF_INTERNAL_PORT": str(ports[4]),
+    }
+    self = RunningPlant(Settings(home=home), {}, dict(environment))
+    try:
+        done = self.command("demo")
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+        self.report = json.loads((home / "demo" / "report.json").read_text())
+        self.settings = plant.load(home)
+        yield self
+    finally:
+        stopped = self.command("down", timeout=180)
+    assert stopped.returncode == 0, stopped.stderr
+    left = [p.info for p in psutil.process_iter(["pid", "cmdline"]) if str(home) in " ".join(p.info["cmdline"] or [])]
+    assert left == []
+
+
+def test_the_demo_shows_what_it_promises(running: RunningPlant):
+    report = running.report
+    assert len(report["nights"]) >= 7
+    for night in report["nights"]:
+        assert night["rows_in"] == night["accepted"] + night["quarantined"] > 0
+        assert 0.5 < night["live_roc_auc"] < 1
+        assert night["dataset_revision"]
+        assert night["model_version"]
+    assert any(r["reason"] in {"DRIFT", "CADENCE_DUE"} for r in report["retrains"])
+    assert any(r["deliberate"] for r in report["refused"])
+    assert report["peak_memory_gb"] <= 4.0
+    assert set(report["phases_s"]) >= {"install", "start", "data", "training", "release"}
+
+
+def test_revisions_move_on_night_by_night(running: RunningPlant):
+    revisions = [n["dataset_revision"] for n in running.report["nights"]]
+    assert len(set(revisions)) == len(revisions)
+
+
+def test_every_station_is_in_the_ledger(running: RunningPlant):
+    events = running.factory.ledger.events(line=LINE, limit=10_000)
+    assert {e.station for e in events} >= {"ingest", "train", "deploy", "score", "feedback"}
+    assert {e.event for e in events} >= {EventKind.PASSED, EventKind.SCRAPPED, EventKind.PROMOTED, EventKind.DECIDED}
+
+
+def test_a_rerun_night_leaves_what_was_there(running: RunningPlant):
+    day = running.report["nights"][-1]["day"]
+    spec = find_line(running.settings.lines_dir, LINE)
+    before = running.factory.datasets(spec).latest()
+    predictions = running.factory.store.head(f"predictions/{LINE}/date={day}.parquet")
+    run = running.api.trigger_dag(f"{LINE}.ingest", conf={"partition": day})
+    assert running.api.wait_run(f"{LINE}.ingest", run, timeout_s=300) == "success"
+    after = running.factory.datasets(spec).latest()
+    assert before is not None
+    assert after is not None
+    assert after.revision == before.revision
+    assert running.factory.store.head(f"predictions/{LINE}/date={day}.parquet") == predictions
+
+
+def test_a_truncated_day_is_refused_with_its_reason_and_then_taken(running: RunningPlant):
+    world = World(running.settings)
+    day = running.report["nights"][-1]["day"]
+    spec = find_line(running.settings.lines_dir, LINE)
+    key = spec.source.key("flights", day)
+    landing = world.store
+    good = landing.get(key)
+    before = running.factory.datasets(spec).latest()
+    landing.put(key, good[: len(good) // 2])
+    try:
+        run = running.api.trigger_dag(f"{LINE}.ingest", conf={"partition": day})
+        assert running.api.wait_run(f"{LINE}.ingest", run, timeout_s=300) == "failed"
+        log = running.api.task_log(f"{LINE}.ingest", run, "gate_raw")
+        assert ReasonCode.LANDING_UNREADABLE.value in log
+        tries = running.api.task_tries(f"{LINE}.ingest", run, "gate_raw")
+        assert tries == 1, "a defect is not retried"
+        assert running.factory.datasets(spec).latest() == before
+    finally:
+        landing.put(key, good)
+    run = running.api.trigger_dag(f"{LINE}.ingest", conf={"partition": day})
+    assert running.api.wait_run(f"{LINE}.ingest", run, timeout_s=300) == "success"
+
+
+def test_a_wrong_form_is_refused_at_once(running: RunningPlant):
+    with pytest.raises(httpx.HTTPStatusError) as caught:
+        running.api.trigger_dag(f"{LINE}.ingest", conf={"partition": "yesterday"})
+    assert caught.value.response.status_code == 400
+
+
+def test_rollback_by_form_and_back(running: RunningPlant):
+    spec = find_line(running.settings.lines_dir, LINE)
+    before = running.factory.registry(spec).champion()
+    assert before is not None
+    run = running.api.trigger_dag(f"{LINE}.rollback", conf={"why": "end-to-end test"})
+    assert running.api.wait_run(f"{LINE}.rollback", run, timeout_s=300) == "success"
+    after = running.factory.registry(spec).champion()
+    assert after is not None
+    assert after.version != before.version
+    run = running.api.trigger_dag(f"{LINE}.rollback", conf={"version": before.version, "why": "and back"})
+    assert running.api.wait_run(f"{LINE}.rollback", run, timeout_s=300) == "success"
+    again = running.factory.registry(spec).champion()
+    assert again is not None
+    assert again.version == before.version
+
+
+def test_reports_need_a_login(running: RunningPlant):
+    keys = [o.key for o in running.factory.store.list(f"reports/{LINE}/") if o.key.endswith(".html")]
+    assert keys
+    url = f"{running.settings.airflow_url}/{keys[0]}"
+    assert httpx.get(url).status_code in {401, 403}
+    answer = running.api.client.get(url)
+    assert answer.status_code == 200
+    assert "html" in answer.headers["content-type"]
+
+
+def test_power_cut(running: RunningPlant):
+    before = running.factory.store.get_json(f"serving/{LINE}/champion.json")
+    runs = {r.run_id for r in running.api.runs(f"{LINE}.ingest")}
+    victims = plant.processes(running.settings)
+    assert len(victims) > 5
+    for victim in victims:
+        victim.kill()
+    psutil.wait_procs(victims, timeout=20)
+    done = running.command("up", timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert running.factory.store.get_json(f"serving/{LINE}/champion.json") == before
+    assert {r.run_id for r in running.api.runs(f"{LINE}.ingest")} >= runs
+    day = running.report["nights"][-1]["day"]
+    run = running.api.trigger_dag(f"{LINE}.ingest", conf={"partition": day})
+    assert running.api.wait_run(f"{LINE}.ingest", run, timeout_s=300) == "success"
+
+
+def test_no_secret_in_any_log(running: RunningPlant):
+    secrets = [
+        line.split("=", 1)[1].strip()
+        for line in (running.settings.home / "secrets" / "plant.env").read_text().splitlines()
+        if any(word in line for word in ("PASSWORD", "SECRET", "DSN", "KEY"))
+    ]
+    assert secrets
+    logs = [p for p in Path(running.settings.home).rglob("*.log") if p.stat().st_size < 50_000_000]
+    for path in logs:
+        text = path.read_text(errors="replace")
+        for secret in secrets:
+            assert len(secret) < 12 or secret not in text, f"a secret stands in {path}"
