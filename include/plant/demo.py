@@ -200,7 +200,7 @@ class Demo:
                 return
             failed = self.api.failed_runs(prefix=f"{LINE}.")
             if failed:
-                raise DemoFailed(f"{failed[0]} failed: see its task log at {self.settings.airflow_url}")
+                raise DemoFailed(f"{failed[0].dag_id} failed: see {self.api.run_url(failed[0].dag_id, failed[0].run_id)}")
             time.sleep(0.5)
         raise DemoFailed(f"the loop did not come to rest within {RUN_TIMEOUT_S:.0f} s; active: {active}")
 
