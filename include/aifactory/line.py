@@ -201,6 +201,9 @@ class Evaluation(_Spec):
     metric: Literal["roc_auc", "average_precision"] = Field("roc_auc", description="Primary metric, higher is better.")
     floor: Share = Field(description="Lowest value of the primary metric that is released.")
     required_gain: float = Field(0.0, ge=-0.05, le=0.5, description="Gain over the champion that must be proved.")
+    refresh_margin: float = Field(
+        0.01, ge=0, le=0.1, description="Loss that a challenger of the champion's own make must prove not to exceed."
+    )
     confidence: float = Field(0.9, gt=0.5, lt=1, description="Bootstrap confidence with which the gain must be proved.")
     bootstrap_rounds: int = Field(300, ge=100, description="Resamples of the paired bootstrap.")
     max_calibration_error: Share = Field(0.1, description="Highest expected calibration error.")

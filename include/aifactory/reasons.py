@@ -68,4 +68,5 @@ class ReasonCode(StrEnum):
     STORE_UNREACHABLE = "STORE_UNREACHABLE", "A store did not answer in time."
     PROCESS_KILLED = "PROCESS_KILLED", "A process was killed from outside."
     OUT_OF_MEMORY = "OUT_OF_MEMORY", "A process needed more memory than it was given."
+    DEADLINE_MISSED = "DEADLINE_MISSED", "A stage took longer than the line allows."
     INTERNAL = "INTERNAL", "The code failed in a way that nobody foresaw."

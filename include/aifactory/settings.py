@@ -23,6 +23,7 @@ class Settings(BaseSettings):
     # --- places
     home: Path = Field(REPOSITORY / "var", description="Folder of all state; ignored by git.")
     lines_dir: Path = Field(REPOSITORY / "include" / "lines", description="Folder of the line specs.")
+    dags_dir: Path = Field(REPOSITORY / "dags", description="Folder of the DAG files.")
     host: str = Field("127.0.0.1", description="Address that every part listens on.")
 
     # --- ports (0 is not allowed: a plant keeps its ports over restarts)

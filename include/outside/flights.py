@@ -64,7 +64,8 @@ FLIGHT_COLUMNS = (
     "scheduled_hour", "dep_time", "departure", "arrival", "dep_delay", "arr_delay", "air_time", "distance", "cancelled",
 )  # fmt: skip
 WEATHER_COLUMNS = (
-    "origin", "time_hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib",
+    "origin", "time_hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure",
+    "visib",
 )  # fmt: skip
 
 

@@ -1,12 +1,12 @@
 """The embedded plant: Postgres, S3, MLflow and Airflow on one machine, from the package registry alone.
 
-    plant.up(settings)        start, or continue where it was stopped or cut off
-    plant.down(settings)      stop; nothing of it is left running, all state stays
-    plant.status(settings)    every part: state, process, memory, URL
-    plant.memory(settings)    bytes of everything together
-    plant.load(home)          the settings of a plant that was started
-    plant.airflow_api(...)    Airflow's REST API, logged in
-    plant.start_stores(...)   the stores alone, for tests and benches
+plant.up(settings)        start, or continue where it was stopped or cut off
+plant.down(settings)      stop; nothing of it is left running, all state stays
+plant.status(settings)    every part: state, process, memory, URL
+plant.memory(settings)    bytes of everything together
+plant.load(home)          the settings of a plant that was started
+plant.airflow_api(...)    Airflow's REST API, logged in
+plant.start_stores(...)   the stores alone, for tests and benches
 """
 
 from plant.api import airflow_api

@@ -1,4 +1,4 @@
-"""`python -m plant up|down|status`: what `make up`, `make down` and `make status` call."""
+"""`python -m plant up|down|status|demo`: what `make` calls."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("up", help="start the plant, or continue where it was stopped")
     commands.add_parser("down", help="stop the plant; all state stays")
     commands.add_parser("status", help="show every part: state, process, memory, URL")
+    commands.add_parser("demo", help="show the line turning on real data")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return {"up": _up, "down": _down, "status": _status}[chosen.command]()
+        return {"up": _up, "down": _down, "status": _status, "demo": _demo}[chosen.command]()
     except PlantError as error:
         Console(stderr=True).print(f"[bold red]The plant:[/] {error}", highlight=False, soft_wrap=True)
         return 1
@@ -50,6 +51,12 @@ def _status() -> int:
     parts = operate.status(settings)
     display.show_status(settings, parts, operate.memory(settings), Console())
     return 0 if all(part.running for part in parts) else 1
+
+
+def _demo() -> int:
+    from plant import demo
+
+    return demo.run(load_settings())
 
 
 if __name__ == "__main__":

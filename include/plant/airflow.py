@@ -25,6 +25,11 @@ TRIGGERER = "airflow-triggerer"
 PARTS = (API_SERVER, SCHEDULER, DAG_PROCESSOR, TRIGGERER)
 USERS = {"admin": "admin", "viewer": "viewer"}
 LOG_RETENTION_DAYS = 60
+_PASSED_ON = (
+    "lines_dir", "s3_region", "landing_bucket", "factory_bucket", "mlflow_uri", "dataset_git_root", "threads",
+    "memory_limit_gb", "trial",
+)  # fmt: skip
+"""Settings that an operator may have set for `up` and that tasks must see too; the rest is in `plant.env`."""
 _HEARTBEATS = {SCHEDULER: "scheduler", DAG_PROCESSOR: "dag_processor", TRIGGERER: "triggerer"}
 
 
@@ -35,7 +40,10 @@ def home(settings: Settings) -> Path:
 
 def environment(settings: Settings) -> dict[str, str]:
     """What every Airflow process gets; the secrets are in `airflow.cfg` and `plant.env`, both of mode 0600."""
-    return {
+    own = {
+        f"AIF_{name.upper()}": str(getattr(settings, name)) for name in _PASSED_ON if name in settings.model_fields_set
+    }
+    return own | {
         "AIRFLOW_HOME": str(home(settings)),
         "PYTHONPATH": str(REPOSITORY / "include"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -64,7 +72,8 @@ def prepare(settings: Settings, secrets: Secrets) -> list[Program]:
         # Tasks get the time of a stop to end; the log servers are left out: they would listen on every address
         Program(SCHEDULER, [*airflow, "scheduler", "--skip-serve-logs"], shared, order=300, stop_wait_s=10),
         Program(DAG_PROCESSOR, [*airflow, "dag-processor"], shared, order=300),
-        Program(TRIGGERER, [*airflow, "triggerer", "--skip-serve-logs"], shared, order=300),
+        # Its child must hear of the end from it alone, or the two wait ten seconds for each other
+        Program(TRIGGERER, [*airflow, "triggerer", "--skip-serve-logs"], shared, order=300, as_group=False),
     ]
 
 
@@ -93,10 +102,12 @@ def beats_since(settings: Settings, part: str, since: float) -> bool:
 
     health = _health(settings)
     if part == API_SERVER:
-        return health.get("metadatabase", {}).get("status") == "healthy"
+        return bool(health.get("metadatabase", {}).get("status") == "healthy")
     beat = health.get(_HEARTBEATS[part], {})
     latest = beat.get(f"latest_{_HEARTBEATS[part]}_heartbeat")
-    return beat.get("status") == "healthy" and latest is not None and datetime.fromisoformat(latest).timestamp() >= since
+    if beat.get("status") != "healthy" or latest is None:
+        return False
+    return datetime.fromisoformat(latest).timestamp() >= since
 
 
 def prune_logs(settings: Settings) -> int:
@@ -129,10 +140,10 @@ def _configuration(settings: Settings, secrets: Secrets) -> str:
     folder = home(settings)
     options: dict[str, dict[str, object]] = {
         "core": {
-            "dags_folder": REPOSITORY / "dags",
+            "dags_folder": settings.dags_dir,
             "plugins_folder": REPOSITORY / "plugins",
             "executor": "LocalExecutor",
-            "parallelism": 4,  # twice the cores of a small machine: tasks wait for stores and training more than they compute
+            "parallelism": 4,  # twice the cores of a small machine: tasks mostly wait for stores and training
             "load_examples": False,
             "dags_are_paused_at_creation": False,
             "fernet_key": secrets["PLANT_AIRFLOW_FERNET_KEY"],

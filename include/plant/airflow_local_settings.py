@@ -39,7 +39,7 @@ _MODULES = (
 def _preload() -> None:
     from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 
-    _ = ProvidersManagerTaskRuntime().asset_uri_handlers
+    _ = ProvidersManagerTaskRuntime().asset_uri_handlers  # type: ignore[no-untyped-call]
     for name in _MODULES:
         try:
             importlib.import_module(name)

@@ -122,7 +122,9 @@ class AirflowApi:
         if states:
             parameters["state"] = list(states)
         while True:
-            page = self.request("GET", f"/dags/{dag_id}/dagRuns", params={**parameters, "offset": len(found)})["dag_runs"]
+            page = self.request("GET", f"/dags/{dag_id}/dagRuns", params={**parameters, "offset": len(found)})[
+                "dag_runs"
+            ]
             found += [_run(each) for each in page]
             if len(page) < _PAGE:
                 return [run for run in found if run.dag_id.startswith(prefix)]

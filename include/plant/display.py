@@ -51,10 +51,14 @@ def show_status(settings: Settings, parts: list[PartStatus], total_bytes: int, c
     for part in parts:
         colour = "green" if part.running else "red"
         memory = f"{part.memory_bytes / 1e6:.0f} MB" if part.pid else ""
-        table.add_row(part.name, f"[{colour}]{part.state}[/]", str(part.pid or ""), _duration(part.up_s), memory, part.url)
+        table.add_row(
+            part.name, f"[{colour}]{part.state}[/]", str(part.pid or ""), _duration(part.up_s), memory, part.url
+        )
     console.print(table)
     console.print(f"Memory of everything together: {total_bytes / 1e9:.2f} GB")
-    console.print(f"The login is in {settings.secrets_file} (PLANT_AIRFLOW_ADMIN_PASSWORD)", soft_wrap=True, highlight=False)
+    console.print(
+        f"The login is in {settings.secrets_file} (PLANT_AIRFLOW_ADMIN_PASSWORD)", soft_wrap=True, highlight=False
+    )
 
 
 class _View:

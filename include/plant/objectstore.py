@@ -10,7 +10,7 @@ from aifactory.settings import Settings
 from plant.errors import PlantError
 from plant.ports import internal
 from plant.secrets import Secrets, private_folder, write_private
-from plant.supervision import Program
+from plant.supervision import Program, sockets_folder
 
 NAME = "s3"
 
@@ -27,8 +27,9 @@ def prepare(settings: Settings, secrets: Secrets, *, wildcards: bool = False) ->
     private_folder(folder / "volumes")
     identities = folder / "identities.json"
     write_private(identities, json.dumps({"identities": _identities(settings, secrets, wildcards)}))
-    for leftover in folder.glob("*.sock"):
-        leftover.unlink()
+    sockets = private_folder(sockets_folder(settings.home))
+    for leftover in ("filer.sock", "s3.sock"):
+        (sockets / leftover).unlink(missing_ok=True)
     return Program(NAME, _command(settings, folder, identities), {"GOMEMLIMIT": "512MiB"}, order=20, stop_wait_s=20)
 
 
@@ -59,7 +60,9 @@ def _client(settings: Settings):  # type: ignore[no-untyped-def]
     from plant.secrets import read_secrets
 
     secrets = read_secrets(settings.secrets_file)
-    config = Config(connect_timeout=1, read_timeout=10, retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
+    config = Config(
+        connect_timeout=1, read_timeout=10, retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}
+    )
     return boto3.client(
         "s3",
         endpoint_url=settings.s3_url,
@@ -105,14 +108,14 @@ def _command(settings: Settings, folder: Path, identities: Path) -> list[str]:
         "volume.preStopSeconds": 0,
         "filer.port": internal(settings, "s3_filer"),
         "filer.port.grpc": internal(settings, "s3_filer_grpc"),
-        "filer.localSocket": folder / "filer.sock",
+        "filer.localSocket": sockets_folder(settings.home) / "filer.sock",
         "s3.port": settings.s3_port,
         "s3.port.grpc": internal(settings, "s3_grpc"),
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         "s3.config": identities,
         "s3.iam": "false",
-        "s3.localSocket": folder / "s3.sock",
+        "s3.localSocket": sockets_folder(settings.home) / "s3.sock",
         "webdav": "false",
         "admin.ui": "false",
         "admin.port": internal(settings, "s3_admin"),

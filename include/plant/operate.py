@@ -93,10 +93,11 @@ def down(settings: Settings, report: Report | None = None) -> int:
     with _one_operator(settings):
         supervisor = Supervisor(settings.home)
         if supervisor.running():
-            early = [s["name"] for s in supervisor.states() if s["name"] not in (postgres.NAME, objectstore.NAME)]
+            stores = [postgres.NAME, objectstore.NAME]
             say("airflow", "stopping")
-            supervisor.stop_programs(early)
+            supervisor.stop_programs([s["name"] for s in supervisor.states() if s["name"] not in stores])
             say("stores", "stopping")
+            supervisor.stop_programs(stores)
             supervisor.shutdown()
         ended = processes.end_all(settings.home)
         left = processes.plant_processes(settings.home)
@@ -160,7 +161,9 @@ class _Start:
             if not self.supervisor.running():
                 self.supervisor.start(self._programs(), {})
             s3 = pool.submit(self._part, objectstore.NAME, lambda: start_s3(self.supervisor, self.settings))
-            database = pool.submit(self._part, postgres.NAME, lambda: start_postgres(self.supervisor, self.settings, self.secrets))
+            database = pool.submit(
+                self._part, postgres.NAME, lambda: start_postgres(self.supervisor, self.settings, self.secrets)
+            )
             mlflow = pool.submit(self._mlflow, database, s3, built)
             ledger = pool.submit(self._ledger, database)
             rest = pool.submit(self._airflow, database, s3, ledger, pool)
@@ -193,7 +196,9 @@ class _Start:
         _wait(needs)
         migrate_ledger(self.settings)
 
-    def _airflow(self, database: Future[None], s3: Future[None], ledger: Future[None], pool: ThreadPoolExecutor) -> None:
+    def _airflow(
+        self, database: Future[None], s3: Future[None], ledger: Future[None], pool: ThreadPoolExecutor
+    ) -> None:
         _wait([database])
         since = 0.0
         if self._stopped(airflow.SCHEDULER):
@@ -281,4 +286,3 @@ def _one_operator(settings: Settings) -> Iterator[None]:
 
 def _log(part: str, doing: str) -> None:
     log.info("%s: %s", part, doing)
-

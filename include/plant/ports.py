@@ -45,7 +45,9 @@ def check_free(host: str, ports: Mapping[int, str]) -> None:
     Raises:
         PortTaken: one or more are in use.
     """
-    taken = [f"port {port} ({setting}) is in use by {_holder(port)}" for port, setting in ports.items() if _busy(host, port)]
+    taken = [
+        f"port {port} ({setting}) is in use by {_holder(port)}" for port, setting in ports.items() if _busy(host, port)
+    ]
     if taken:
         raise PortTaken("; ".join(taken) + ". Stop that process, or set the variable to a free port.")
 
@@ -81,7 +83,9 @@ def _holder(port: int) -> str:
     """The process that listens on a port, as far as this user may know."""
     try:
         pids: Iterable[int | None] = {
-            c.pid for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port and c.status == psutil.CONN_LISTEN
+            c.pid
+            for c in psutil.net_connections("tcp")
+            if c.laddr and c.laddr.port == port and c.status == psutil.CONN_LISTEN
         }
         for pid in pids:
             if pid is not None:

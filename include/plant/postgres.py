@@ -167,7 +167,16 @@ def _initialize(folder: Path, identity: Identity, secrets: Secrets) -> None:
     command = [*identity.prefix, str(binaries() / "initdb"), "-D", str(folder), "-U", "postgres"]
     command += ["--auth=scram-sha-256", f"--pwfile={password_file}", "--encoding=UTF8", "--locale=C.UTF-8"]
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, user=identity.account, group=_group(identity), extra_groups=None if identity.account is None else [], cwd="/")
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            user=identity.account,
+            group=_group(identity),
+            extra_groups=None if identity.account is None else [],
+            cwd="/",
+        )
     finally:
         password_file.unlink(missing_ok=True)
     if done.returncode != 0:

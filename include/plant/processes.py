@@ -7,6 +7,7 @@ programs that open a session of their own), and being a descendant of a process 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -142,7 +143,5 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def _signal(process: psutil.Process, verb: str) -> None:
-    try:
+    with contextlib.suppress(psutil.Error):
         getattr(process, verb)()
-    except psutil.Error:
-        pass

@@ -11,7 +11,7 @@ import base64
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -65,7 +65,7 @@ class Secrets(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         return self._values[name]
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
     def __len__(self) -> int:
@@ -79,8 +79,8 @@ def read_secrets(path: Path) -> Secrets:
     """The secrets of an existing plant; empty where there is none yet."""
     if not path.exists():
         return Secrets({})
-    pairs = (line.split("=", 1) for line in path.read_text().splitlines() if "=" in line and line[0] != "#")
-    return Secrets({name: value for name, value in pairs})
+    lines = path.read_text().splitlines()
+    return Secrets({name: value for name, _, value in (line.partition("=") for line in lines if "=" in line)})
 
 
 def ensure_secrets(settings: Settings) -> Secrets:

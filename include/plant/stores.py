@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def start_stores(home: Path | None = None, *, mlflow: bool = False, bucket_wildcards: bool = False) -> Iterator[Settings]:
+def start_stores(
+    home: Path | None = None, *, mlflow: bool = False, bucket_wildcards: bool = False
+) -> Iterator[Settings]:
     """Run Postgres and S3 on free ports, with the buckets made and the ledger migrated.
 
     Args:
@@ -43,6 +45,7 @@ def start_stores(home: Path | None = None, *, mlflow: bool = False, bucket_wildc
             yield settings
         finally:
             if supervisor.running():
+                supervisor.stop_programs([str(s["name"]) for s in supervisor.states()])
                 supervisor.shutdown()
             processes.end_all(settings.home)
 
@@ -85,9 +88,12 @@ def _start(
     supervisor: Supervisor, settings: Settings, secrets: Secrets, *, mlflow: bool, bucket_wildcards: bool
 ) -> None:
     began = time.monotonic()
+    processes.end_all(settings.home)
+    postgres.remove_stale_lock(settings)
     with ThreadPoolExecutor() as pool:
         installed = pool.submit(mlflow_server.install, settings) if mlflow else None
-        programs = [postgres.prepare(settings, secrets), objectstore.prepare(settings, secrets, wildcards=bucket_wildcards)]
+        programs = [postgres.prepare(settings, secrets)]
+        programs += [objectstore.prepare(settings, secrets, wildcards=bucket_wildcards)]
         programs += [mlflow_server.prepare(settings, secrets)] if mlflow else []
         supervisor.start(programs, {}, bound=True)
         s3 = pool.submit(start_s3, supervisor, settings)

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from plant.errors import PartFailed, PlantError
 from plant.processes import MARKER, remember_session
 from plant.secrets import private_folder, write_private
 
-_SOCKET_LIMIT = 90  # bytes; the kernel allows 107, and supervisord appends its process id while binding
+_SOCKET_FOLDER_LIMIT = 75  # bytes; the kernel allows 107 for a whole path, and supervisord appends a process id to it
+_GIVE_UP_S = 12.0  # how long a program may keep ending at once before a start counts as failed, s
 _LOST = ("FATAL", "EXITED", "UNKNOWN")
 
 
@@ -54,6 +56,15 @@ class Program:
     as_group: bool = True
 
 
+def sockets_folder(home: Path) -> Path:
+    """Where a plant's unix sockets are: with its other passing state, or where that path is too long, aside."""
+    folder = home / "run"
+    if len(os.fsencode(folder)) <= _SOCKET_FOLDER_LIMIT:
+        return folder
+    name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"ai-factory-{os.geteuid()}-{name}"
+
+
 class Supervisor:
     """The supervisor of one plant."""
 
@@ -66,12 +77,8 @@ class Supervisor:
 
     @property
     def socket(self) -> Path:
-        """Its socket: under the plant's home, or in a private temporary folder where that path is too long."""
-        path = self.run_folder / "supervisor.sock"
-        if len(os.fsencode(path)) <= _SOCKET_LIMIT:
-            return path
-        name = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"ai-factory-{os.getuid()}-{name}" / "supervisor.sock"
+        """Its own socket."""
+        return sockets_folder(self.home) / "supervisor.sock"
 
     def running(self) -> bool:
         """Whether the supervisor answers."""
@@ -90,7 +97,10 @@ class Supervisor:
         """
         private_folder(self.run_folder)
         private_folder(self.log_folder)
-        private_folder(self.socket.parent)
+        if private_folder(self.socket.parent).stat().st_uid != os.geteuid():
+            raise PlantError(
+                f"{self.socket.parent} belongs to somebody else; remove it, or set AIF_HOME to a shorter path"
+            )
         write_private(self.config_file, self._config(programs, environment))
         self.pid_file.unlink(missing_ok=True)
         self.socket.unlink(missing_ok=True)
@@ -103,6 +113,7 @@ class Supervisor:
                 stderr=output,
                 cwd=self.run_folder,
                 start_new_session=True,
+                umask=0o077,
                 preexec_fn=_end_with_parent if bound else None,  # noqa: PLW1509 - one prctl, before any thread of the child
             )
         remember_session(self.home, process.pid)
@@ -140,13 +151,16 @@ class Supervisor:
         Raises:
             PartFailed: it ended for good, or the time is over; with the end of its log.
         """
-        deadline = time.monotonic() + timeout_s
+        began = time.monotonic()
         while not healthy():
-            state = self.state(name)
-            if state["statename"] in _LOST or time.monotonic() > deadline:
+            state, waited_s = self.state(name), time.monotonic() - began
+            lost = state["statename"] in _LOST or (state["statename"] == "BACKOFF" and waited_s > _GIVE_UP_S)
+            if lost or waited_s > timeout_s:
                 log = self.log_folder / f"{name}.log"
-                why = f"is {state['statename']}" if state["statename"] in _LOST else f"was not healthy in {timeout_s:.0f} s"
-                raise PartFailed(f"{name} {why}; the end of {log}:\n{_tail(log)}")
+                raise PartFailed(
+                    f"{name} is not healthy after {waited_s:.0f} s, its process is "
+                    f"{state['statename']}; the end of {log}:\n{_tail(log)}"
+                )
             time.sleep(0.1)
 
     def shutdown(self, timeout_s: float = 60) -> None:
@@ -156,6 +170,8 @@ class Supervisor:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and _runs(pid):
             time.sleep(0.05)
+        if self.socket.parent != self.run_folder:
+            shutil.rmtree(self.socket.parent, ignore_errors=True)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         from supervisor.xmlrpc import SupervisorTransport

@@ -1,0 +1,140 @@
+"""Training as MLflow shows it: one run for each order and phase, its metrics live while it trains.
+
+A lost MLflow server is an infrastructure fault: a model whose making is nowhere recorded is not released.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from aifactory.errors import InfrastructureFault
+from aifactory.reasons import ReasonCode
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+    from aifactory.settings import Settings
+
+FLUSH_S = 1.0
+"""Metrics are sent at most this often, seconds: a training loop does not wait for the tracking server."""
+
+
+def mlflow_client(settings: Settings) -> MlflowClient:
+    """A client of the plant's MLflow server that gives up in seconds, not in the stock ten minutes."""
+    for name, value in (
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
+        ("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1"),
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+    ):
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=settings.mlflow_url, registry_uri=settings.mlflow_url)
+
+
+@contextmanager
+def mlflow_errors(settings: Settings) -> Iterator[None]:
+    """Turn MLflow's errors into the factory's."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise InfrastructureFault(
+            ReasonCode.STORE_UNREACHABLE,
+            f"MLflow at {settings.mlflow_url} did not do as asked ({str(error)[:500]}); see `make status`",
+        ) from error
+
+
+class Tracker:
+    """One MLflow run of one order and phase; made when first opened, gone on with when opened again."""
+
+    def __init__(self, settings: Settings, line: str, order_id: str, phase: str) -> None:
+        self._settings = settings
+        self._client = mlflow_client(settings)
+        self._pending: list[Any] = []
+        self._flushed_at = 0.0
+        with mlflow_errors(settings):
+            self.experiment_id = self._experiment(line)
+            self.run_id = self._find(order_id, phase) or self._create(order_id, phase)
+
+    @property
+    def url(self) -> str:
+        """The run in MLflow's UI."""
+        return f"{self._settings.mlflow_url}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    def begin(self, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+        """Say what is trained; a run that is trained again says the same."""
+        from mlflow.entities import Param, RunTag
+
+        with mlflow_errors(self._settings):
+            self._client.update_run(self.run_id, status="RUNNING")
+            self._client.log_batch(
+                self.run_id,
+                params=[Param(k, str(v)[:6000]) for k, v in params.items()],
+                tags=[RunTag(k, str(v)[:5000]) for k, v in tags.items()],
+            )
+
+    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Note metrics of one step; they are sent together, at most every `FLUSH_S` seconds."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._pending += [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        if time.monotonic() - self._flushed_at >= FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is noted."""
+        with mlflow_errors(self._settings):
+            for start in range(0, len(self._pending), 500):
+                self._client.log_batch(self.run_id, metrics=self._pending[start : start + 500])
+        self._pending = []
+        self._flushed_at = time.monotonic()
+
+    def tag(self, **tags: Any) -> None:
+        """Set tags."""
+        from mlflow.entities import RunTag
+
+        with mlflow_errors(self._settings):
+            self._client.log_batch(self.run_id, tags=[RunTag(k, str(v)[:5000]) for k, v in tags.items()])
+
+    def artifact(self, text: str, name: str) -> None:
+        """Store a text file with the run."""
+        with mlflow_errors(self._settings):
+            self._client.log_text(self.run_id, text, name)
+
+    def end(self, status: str) -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+        self.flush()
+        with mlflow_errors(self._settings):
+            self._client.set_terminated(self.run_id, status)
+
+    def _experiment(self, line: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(line)
+        if found is None:
+            with suppress(MlflowException):  # another order of the line was quicker
+                return str(self._client.create_experiment(line))
+            found = self._client.get_experiment_by_name(line)
+        return str(found.experiment_id)
+
+    def _find(self, order_id: str, phase: str) -> str | None:
+        wanted = f"tags.order_id = '{order_id}' and tags.phase = '{phase}' and tags.store = '{self._store}'"
+        found = self._client.search_runs([self.experiment_id], wanted, max_results=1)
+        return str(found[0].info.run_id) if found else None
+
+    def _create(self, order_id: str, phase: str) -> str:
+        tags = {"order_id": order_id, "phase": phase, "store": self._store}
+        made = self._client.create_run(self.experiment_id, tags=tags, run_name=f"{order_id} {phase}")
+        return str(made.info.run_id)
+
+    @property
+    def _store(self) -> str:
+        return self._settings.factory_bucket

@@ -1,0 +1,1 @@
+"""The only code that knows Airflow: assets, schedules, retries, deadlines, forms, links, stations."""

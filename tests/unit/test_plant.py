@@ -1,0 +1,189 @@
+"""The plant without its processes: secrets, ports, configuration, marks."""
+
+from __future__ import annotations
+
+import configparser
+import io
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from aifactory.settings import Settings, load_settings
+from plant import airflow, display, ports, postgres, processes, secrets, world
+from plant.errors import PlantError, PortTaken
+from plant.operate import PartStatus
+from plant.supervision import Program, Supervisor
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", internal_port=30000, _env_file=None)
+
+
+def test_secrets_are_private_and_stay(settings: Settings) -> None:
+    first = secrets.ensure_secrets(settings)
+    mode = stat.S_IMODE(settings.secrets_file.stat().st_mode)
+    assert mode == 0o600
+    assert stat.S_IMODE(settings.secrets_file.parent.stat().st_mode) == 0o700
+    assert dict(secrets.ensure_secrets(settings)) == dict(first)
+    assert len({v for k, v in first.items() if k.endswith(("PASSWORD", "KEY", "SECRET"))}) == len(secrets._GENERATORS)
+    assert len(first["PLANT_AIRFLOW_JWT_SECRET"]) >= 64
+
+
+def test_secrets_do_not_show_their_values(settings: Settings) -> None:
+    values = secrets.ensure_secrets(settings)
+    completed = secrets.with_secrets(settings, values)
+    for text in (repr(values), str(values), repr(completed)):
+        assert values["AIF_S3_SECRET_KEY"] not in text
+        assert values["PLANT_DB_FACTORY_PASSWORD"] not in text
+
+
+def test_settings_read_the_secrets_file(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("AIF_")]:
+        monkeypatch.delenv(name)
+    moved = settings.model_copy(update={"airflow_port": 9123})
+    values = secrets.ensure_secrets(moved)
+    read = load_settings(settings.home)
+    assert read.airflow_port == 9123
+    assert read.s3_secret_key.get_secret_value() == values["AIF_S3_SECRET_KEY"]
+    assert f":{read.postgres_port}/factory" in read.ledger_dsn.get_secret_value()
+
+
+def test_a_broken_write_keeps_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    secrets.write_private(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        secrets.write_private(path, "new \ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_taken_port_is_named_with_setting_and_holder() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(PortTaken) as caught:
+            ports.check_free("127.0.0.1", {port: "AIF_S3_PORT"})
+    message = str(caught.value)
+    assert str(port) in message
+    assert "AIF_S3_PORT" in message
+    assert f"process {os.getpid()}" in message
+    ports.check_free("127.0.0.1", {port: "AIF_S3_PORT"})
+
+
+def test_internal_ports_fit_their_block(settings: Settings) -> None:
+    found = ports.internal_ports(settings, "")
+    assert len(found) == len(ports._INTERNAL)
+    assert all(settings.internal_port <= port < settings.internal_port + 16 for port in found)
+
+
+def test_airflow_configuration_carries_every_character(settings: Settings) -> None:
+    odd = settings.model_copy(update={"home": Path("/tmp/100%/home")})
+    values = secrets.Secrets(dict.fromkeys(secrets._GENERATORS, "x"))
+    parser = configparser.ConfigParser()
+    parser.read_file(io.StringIO(airflow._configuration(odd, values)))
+    assert parser["logging"]["base_log_folder"] == "/tmp/100%/home/airflow/logs"
+    assert parser["core"]["load_examples"] == "False"
+    assert parser["usage_data_collection"]["enabled"] == "False"
+
+
+def test_supervisor_configuration_is_what_supervisord_reads(settings: Settings) -> None:
+    from supervisor.options import ServerOptions
+
+    supervisor = Supervisor(settings.home)
+    secrets.private_folder(supervisor.run_folder)
+    secrets.private_folder(supervisor.log_folder)
+    odd = Program("odd", ["/bin/echo", "a b", "50%"], {"PASSWORD": "p%ss,word'=x y"}, order=7)
+    secrets.write_private(supervisor.config_file, supervisor._config([odd], {"SHARED": "1"}))
+    options = ServerOptions()
+    options.realize(["-c", str(supervisor.config_file)])
+    [group] = options.process_group_configs
+    [program] = group.process_configs
+    assert program.command == "/bin/echo 'a b' 50%"
+    assert program.environment["PASSWORD"] == "p%ss,word'=x y"
+    assert program.environment["SHARED"] == "1"
+    assert program.environment[processes.MARKER] == str(settings.home)
+    assert program.autorestart
+    assert program.killasgroup
+
+
+def test_supervisor_refuses_what_it_cannot_carry(settings: Settings) -> None:
+    with pytest.raises(PlantError, match="PASSWORD"):
+        Supervisor(settings.home)._config([Program("odd", ["x"], {"PASSWORD": 'a"b'})], {})
+
+
+def test_socket_of_a_deep_home_fits_the_kernel(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120)
+    assert len(os.fsencode(Supervisor(deep).socket)) <= 107 - len(".4194304")
+    assert Supervisor(deep).socket != Supervisor(tmp_path / ("e" * 120)).socket
+
+
+def test_marked_processes_are_found_and_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    marked = subprocess.Popen(command, env={**os.environ, processes.MARKER: str(tmp_path)})
+    other = subprocess.Popen(command, env={**os.environ, processes.MARKER: str(tmp_path / "other")})
+    try:
+        assert [p.pid for p in processes.plant_processes(tmp_path)] == [marked.pid]
+        assert processes.end_all(tmp_path) == 1
+        assert marked.poll() is not None
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_the_world_gets_no_secret_of_the_factory(settings: Settings) -> None:
+    values = secrets.ensure_secrets(settings)
+    for program in world.prepare(settings, values):
+        text = " ".join([*program.command, *program.environment.values()])
+        hidden = [k for k in values if k.startswith(("PLANT_", "AIF_S3_ACCESS", "AIF_S3_SECRET", "AIF_LEDGER"))]
+        assert len(hidden) == 14
+        assert not [name for name in hidden if values[name] in text]
+        assert load_settings(Path(program.environment["AIF_HOME"])).s3_access_key == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs Postgres as another account")
+def test_a_home_that_postgres_cannot_reach_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(postgres.shutil, "which", lambda name: None)
+    with pytest.raises(PlantError, match=r"AIF_HOME") as caught:
+        postgres.choose_identity(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_plain_progress_without_a_terminal() -> None:
+    out = io.StringIO()
+    with display.progress(Console(file=out, width=200)) as report:
+        report("s3", "starting")
+        report("s3", "healthy")
+    assert [line.split("s  ")[1] for line in out.getvalue().splitlines()] == ["s3: starting", "s3: healthy"]
+
+
+def test_status_table_names_every_part(settings: Settings) -> None:
+    out = io.StringIO()
+    parts = [PartStatus("s3", "RUNNING", 7, 3_000_000, 61), PartStatus("mlflow", "STOPPED", url="http://x")]
+    display.show_status(settings, parts, 3_000_000, Console(file=out, width=200))
+    text = out.getvalue()
+    assert "s3" in text
+    assert "3 MB" in text
+    assert "STOPPED" in text
+    assert "0.00 GB" in text
+
+
+def test_old_task_logs_are_removed(settings: Settings) -> None:
+    folder = airflow.home(settings) / "logs" / "dag"
+    folder.mkdir(parents=True)
+    old, new = folder / "old.log", folder / "new.log"
+    old.write_text("x")
+    new.write_text("x")
+    os.utime(old, (1, 1))
+    assert airflow.prune_logs(settings) == 1
+    assert not old.exists()
+    assert new.exists()
