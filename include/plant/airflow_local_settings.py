@@ -19,27 +19,34 @@ _MODULES = (
     "airflow.providers.standard.operators.empty",
     "airflow.providers.standard.operators.hitl",
     "airflow.providers.standard.operators.python",
-    "aifactory.factory",
-    "aifactory.line",
+    "pydantic_settings",
+    "yaml",
     "pandas",
-    "pyarrow.parquet",
+    "pyarrow.compute",
     "pyarrow.dataset",
+    "pyarrow.parquet",
     "duckdb",
     "sqlalchemy.dialects.postgresql.psycopg2",
     "boto3",
     "s3transfer.manager",
     "great_expectations",
+    "great_expectations.render.view",
     "dvc_data.hashfile.tree",
     "sklearn.metrics",
+    "scipy.stats",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
     "mlflow.tracking",
     "onnxruntime",
 )
+"""Libraries alone: the factory's own code is loaded by each task anew, so that an edit counts with the next run."""
 
 
 def _preload() -> None:
     from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 
     _ = ProvidersManagerTaskRuntime().asset_uri_handlers  # type: ignore[no-untyped-call]
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it tells hundreds of lines while it loads
     for name in _MODULES:
         try:
             importlib.import_module(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import tempfile
 import time
@@ -77,8 +76,6 @@ def start_s3(supervisor: Supervisor, settings: Settings) -> None:
 
 def migrate_ledger(settings: Settings) -> None:
     """Bring the ledger's tables to this version of the factory."""
-    if importlib.util.find_spec("aifactory.ledger") is None:
-        return
     from aifactory import ledger
 
     ledger.migrate(settings.ledger_dsn.get_secret_value())

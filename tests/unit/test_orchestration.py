@@ -233,7 +233,9 @@ def test_a_release_needs_a_version() -> None:
 
 def test_what_was_made_points_the_buttons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "_urls", {})
-    work().made({"num_rows": 3, "docs": "reports/flight_delay/ingest/2026-01-02/index.html", "mlflow_url": "http://m/#1"})
+    work().made(
+        {"num_rows": 3, "docs": "reports/flight_delay/ingest/2026-01-02/index.html", "mlflow_url": "http://m/#1"}
+    )
     assert links.ReportLink().get_link(None, ti_key=None) == "/reports/flight_delay/ingest/2026-01-02/index.html"
     assert links.MlflowLink().get_link(None, ti_key=None) == "http://m/#1"
 
@@ -264,7 +266,19 @@ def test_plain_paths_pass(path: str, key: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["../serving/x", "a/../../b", "a/..", "./a", "a//b", "/etc/passwd", "a\\..\\b", "a/.hidden", "a\x00b", "a\nb", "x" * 900],
+    [
+        "../serving/x",
+        "a/../../b",
+        "a/..",
+        "./a",
+        "a//b",
+        "/etc/passwd",
+        "a\\..\\b",
+        "a/.hidden",
+        "a\x00b",
+        "a\nb",
+        "x" * 900,
+    ],
 )
 def test_paths_that_climb_are_not_there(path: str) -> None:
     with pytest.raises(HTTPException) as refused:

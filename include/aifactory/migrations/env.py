@@ -2,6 +2,8 @@
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=None, version_table="ledger_version")
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=None, version_table="ledger_version"
+)
 with context.begin_transaction():
     context.run_migrations()

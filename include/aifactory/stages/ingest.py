@@ -203,7 +203,7 @@ def _summaries(f: Factory, spec: LineSpec, table: str, batches: Sequence[_Batch]
         raw = b.landed[table].table
         window = [volumes[d] for d in _days_before(b.day, spec.quality.volume_window_days) if d in volumes]
         ratio = len(raw) / median(window) if window else None
-        if (ratio is not None and spec.quality.volume_min_ratio <= ratio <= spec.quality.volume_max_ratio) or not window:
+        if ratio is None or spec.quality.volume_min_ratio <= ratio <= spec.quality.volume_max_ratio:
             volumes[b.day] = len(raw)
         end = datetime.fromisoformat(b.day).replace(tzinfo=UTC) + timedelta(days=1)
         newest = pc.max(raw.column(spec.source.tables[table].event_time)).as_py()
@@ -238,7 +238,7 @@ def _hold_over_share(spec: LineSpec, batches: Iterable[_Batch]) -> None:
                     f"{name}: {len(failed)} of {num_rows} rows failed, more than the tolerated "
                     f"{spec.quality.max_quarantine_share:.0%}: {'; '.join(f'{n} x {w}' for w, n in counted.items())}"
                 )
-                causes = dict.fromkeys(ReasonCode(code) for code, _ in failed.values())
+                causes = dict.fromkeys(ReasonCode[code] for code, _ in failed.values())
                 b.reasons[:0] = [(ReasonCode.QUARANTINE_SHARE, message), *((c, c.sentence) for c in causes)]
 
 
@@ -325,7 +325,11 @@ def _gate_outcome(batches: Sequence[_Batch], docs: str | None) -> dict[str, Any]
         }
         for b in batches
     }
-    totals = {k: sum(c[k] for c in counts.values()) for k in ("num_in", "num_accepted", "num_quarantined")}
+    totals = {
+        "num_in": sum(b.num_in for b in batches),
+        "num_accepted": sum(b.num_in - b.num_quarantined for b in batches),
+        "num_quarantined": sum(b.num_quarantined for b in batches),
+    }
     span = f"{batches[0].day}..{batches[-1].day}"
     log.info("%s: %s rows accepted of %s, Data Docs %s", span, totals["num_accepted"], totals["num_in"], docs)
     return {

@@ -1,0 +1,186 @@
+"""Gradient-boosted trees: scikit-learn's HistGradientBoostingClassifier, exported node by node.
+
+Categories are numbered by their share of positives, so that one split of a tree can part the late from the
+punctual. Rare ones count as unknown, so that the trees learn what to do with a category that they have not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits
+
+from aifactory.errors import TrainingDefect
+from aifactory.reasons import ReasonCode
+from aifactory.recipes.base import CheckpointPlace, Parameters, Progress, TrainingFrame, codes, matrix
+from aifactory.recipes.graph import Graph
+
+_SMOOTHING_ROWS = 20.0
+
+
+class GradientBoostingParameters(Parameters):
+    """What can be turned. The number of trees is fixed: a refit on more days must be the same model."""
+
+    num_trees: int = Field(120, ge=1, le=5000, description="Boosting rounds.")
+    learning_rate: float = Field(0.08, gt=0, le=1, description="Shrinkage of each tree.")
+    max_leaves: int = Field(31, ge=2, le=1024, description="Leaves of a tree.")
+    min_leaf_rows: int = Field(60, ge=1, description="Fewest rows of a leaf.")
+    l2: float = Field(1.0, ge=0, description="L2 regularisation of leaf values.")
+    feature_share: float = Field(0.5, gt=0, le=1, description="Share of features that a split may choose from.")
+    max_bins: int = Field(255, ge=2, le=255, description="Bins of a feature.")
+    min_category_rows: int = Field(30, ge=1, description="A category with fewer rows counts as unknown.")
+    num_reports: int = Field(4, ge=1, description="How often progress is reported.")
+
+
+@dataclass(frozen=True)
+class FittedTrees:
+    """The trained trees with the numbers of the categories, by column."""
+
+    model: Any
+    vocabularies: dict[str, dict[str, float]]
+    numeric: tuple[str, ...]
+
+    def predict(self, table: pa.Table) -> npt.NDArray[np.float64]:
+        """Probability by scikit-learn itself."""
+        found: npt.NDArray[np.float64] = self.model.predict_proba(_features(table, self.vocabularies, self.numeric))[:, 1]
+        return found
+
+    def to_onnx(self) -> bytes:
+        """The trees as one TreeEnsembleRegressor over the joined columns."""
+        graph = Graph(list(self.vocabularies), self.numeric)
+        columns = [graph.lookup(c, v, float("nan")) for c, v in self.vocabularies.items()]
+        joined = graph.join([*columns, *self.numeric], "features")
+        graph.add("TreeEnsembleRegressor", [joined], "logit", domain="ai.onnx.ml", **_ensemble(self.model))
+        return graph.finish("logit")
+
+    def to_safetensors(self) -> bytes | None:
+        """Trees are always grown anew."""
+        return None
+
+
+class GradientBoosting:
+    """See the module."""
+
+    parameters = GradientBoostingParameters
+
+    def fit(
+        self,
+        frame: TrainingFrame,
+        params: GradientBoostingParameters,
+        *,
+        seed: int,
+        threads: int,
+        warm_start: bytes | None = None,  # noqa: ARG002 - trees are grown anew in seconds
+        progress: Progress = lambda step, steps, metrics: None,
+        checkpoints: CheckpointPlace | None = None,  # noqa: ARG002
+    ) -> FittedTrees:
+        """Grow the trees in a few parts, and report the training loss after each."""
+        labels = frame.labels
+        if len(np.unique(labels)) < 2:
+            raise TrainingDefect(
+                ReasonCode.TRAINING_FAILED,
+                f"all {frame.num_rows} rows have the same {frame.target}; give the recipe days with both outcomes",
+            )
+        vocabularies = {c: _vocabulary(frame, c, labels, params.min_category_rows) for c in frame.categorical}
+        features = _features(frame.table, vocabularies, frame.numeric)
+        model = _new_model(params, seed)
+        with threadpool_limits(limits=threads):  # scikit-learn's OpenMP would take every core
+            for num_trees in _parts(params.num_trees, params.num_reports):
+                model.set_params(max_iter=num_trees)
+                model.fit(features, labels)
+                loss = _log_loss(labels, model.predict_proba(features)[:, 1])
+                if not np.isfinite(loss):
+                    raise TrainingDefect(
+                        ReasonCode.LOSS_NOT_FINITE, f"the loss is {loss} after {num_trees} trees; lower learning_rate"
+                    )
+                progress(num_trees, params.num_trees, {"train_loss": loss})
+        return FittedTrees(model, vocabularies, frame.numeric)
+
+
+def _new_model(params: GradientBoostingParameters, seed: int) -> Any:
+    return HistGradientBoostingClassifier(
+        learning_rate=params.learning_rate,
+        max_leaf_nodes=params.max_leaves,
+        min_samples_leaf=params.min_leaf_rows,
+        l2_regularization=params.l2,
+        max_features=params.feature_share,
+        max_bins=params.max_bins,
+        early_stopping=False,
+        warm_start=True,  # a fit goes on from the trees that are there
+        random_state=seed,
+    )
+
+
+def _parts(total: int, parts: int) -> list[int]:
+    """Numbers of trees at which to stop and report, the last one `total`."""
+    return sorted({max(1, round(total * part / parts)) for part in range(1, parts + 1)})
+
+
+def _vocabulary(
+    frame: TrainingFrame, column: str, labels: npt.NDArray[np.float32], min_rows: int
+) -> dict[str, float]:
+    """Number the categories that have enough rows by their smoothed share of positives, rising."""
+    encoded = frame.table[column].cast(pa.string()).combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    which = encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
+    count = np.bincount(which, minlength=len(names) + 1)[: len(names)]
+    positive = np.bincount(which, labels, minlength=len(names) + 1)[: len(names)]
+    share = (positive + _SMOOTHING_ROWS * labels.mean()) / (count + _SMOOTHING_ROWS)
+    kept = sorted((float(s), name) for name, s, n in zip(names, share, count, strict=True) if n >= min_rows)
+    return {name: float(number) for number, (_, name) in enumerate(kept)} or {"": 0.0}
+
+
+def _features(
+    table: pa.Table, vocabularies: Mapping[str, Mapping[str, float]], numeric: tuple[str, ...]
+) -> npt.NDArray[np.float32]:
+    """What the trees see, float32 [n, categorical + numeric], NaN for missing and unknown."""
+    columns = [codes(table, c, v, float("nan")) for c, v in vocabularies.items()]
+    return np.column_stack([*columns, matrix(table, numeric)])
+
+
+def _log_loss(labels: npt.NDArray[np.float32], p: npt.NDArray[np.float64]) -> float:
+    p = np.clip(p, 1e-15, 1 - 1e-15)
+    return float(-np.mean(labels * np.log(p) + (1 - labels) * np.log1p(-p)))
+
+
+def _ensemble(model: Any) -> dict[str, Any]:
+    """The attributes of the TreeEnsembleRegressor.
+
+    A split sends x ≤ threshold to the left. scikit-learn's thresholds are 64-bit midpoints between 32-bit values;
+    rounded to nearest they could reach the value above and send it left. Rounded down to 32 bits they part the same
+    32-bit values as before.
+    """
+    nodes: dict[str, list[Any]] = {k: [] for k in ("treeids", "nodeids", "featureids", "values", "modes")}
+    nodes |= {k: [] for k in ("truenodeids", "falsenodeids", "missing_value_tracks_true")}
+    leaves: dict[str, list[Any]] = {k: [] for k in ("treeids", "nodeids", "ids", "weights")}
+    for tree, [predictor] in enumerate(model._predictors):  # one tree a round: the target is binary
+        for number, node in enumerate(predictor.nodes):
+            leaf = bool(node["is_leaf"])
+            row = (
+                tree, number, 0 if leaf else int(node["feature_idx"]), 0.0 if leaf else _down(node["num_threshold"]),
+                "LEAF" if leaf else "BRANCH_LEQ", 0 if leaf else int(node["left"]), 0 if leaf else int(node["right"]),
+                int(not leaf and node["missing_go_to_left"]),
+            )  # fmt: skip
+            for name, value in zip(nodes, row, strict=True):
+                nodes[name].append(value)
+            if leaf:
+                for name, value in zip(leaves, (tree, number, 0, float(node["value"])), strict=True):
+                    leaves[name].append(value)
+    attributes = {f"nodes_{k}": v for k, v in nodes.items()} | {f"target_{k}": v for k, v in leaves.items()}
+    return attributes | {"n_targets": 1, "base_values": [float(np.ravel(model._baseline_prediction)[0])]}
+
+
+def _down(threshold: float) -> float:
+    """The largest 32-bit float that is not above a 64-bit one."""
+    nearest = np.float32(threshold)
+    return float(nearest if nearest <= threshold else np.nextafter(nearest, np.float32(-np.inf)))
+
+
+RECIPE = GradientBoosting()
