@@ -1,0 +1,360 @@
+"""Every bad input that a source can deliver, through the real stage code and real stores."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from aifactory import quarantine
+from aifactory.errors import Defect, GateRefused, LandingDefect
+from aifactory.factory import Factory
+from aifactory.ledger import EventKind
+from aifactory.line import LineSpec, find_line
+from aifactory.reasons import ReasonCode as R
+from aifactory.stages import ingest
+from outside.flights import World
+
+pytestmark = pytest.mark.integration
+
+Mutation = Callable[[pa.Table], pa.Table | bytes | None]
+
+
+class Line:
+    """The flight delay line with two good days in its dataset, and a third about to land."""
+
+    def __init__(self, factory: Factory) -> None:
+        self.f = factory
+        self.spec: LineSpec = find_line(factory.settings.lines_dir, "flight_delay")
+        self.world = World(factory.settings, "2013-06-10", today=dt.date(2026, 9, 1))
+        self.before = self.world.days("2013-06-03", "2013-06-04")
+        [self.day] = self.world.days("2013-06-05", "2013-06-05")
+        [self.after] = self.world.days("2013-06-06", "2013-06-06")
+        self.world.land(self.before)
+        self.first = self.ingest(*self.before)
+
+    def ingest(self, *days: str) -> dict:
+        gated = ingest.gate_raw(self.f, self.spec, list(days), "test")
+        built = ingest.build_features(self.f, self.spec, gated["days"], "test")
+        return gated | built | ingest.commit_dataset(self.f, self.spec, built["staged"], "test")
+
+    def deliver(self, name: str = "flights", mutate: Mutation = lambda t: t, day: str | None = None) -> None:
+        """What the world lands for a day, with one table changed; None leaves its file away."""
+        day = day or self.day
+        for table in ("weather", "flights"):
+            body = self.world.table(table, day)
+            if table == name:
+                body = mutate(body)
+            if body is not None:
+                self.world._store.put(f"flight_delay/{table}/{day}.parquet", as_bytes(body))
+
+    def said(self, day: str | None = None) -> dict:
+        return self.f.store.get_json(ingest.verdict_key(self.spec, day or self.day))
+
+    def quarantined(self, table: str) -> list[dict]:
+        held = quarantine.read(self.f, self.spec, table, self.day)
+        return held.to_pylist() if held else []
+
+    def events(self, kind: EventKind) -> list:
+        return self.f.ledger.events(line="flight_delay", station="ingest", kind=kind, unit=self.day)
+
+
+def as_bytes(body: pa.Table | bytes) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    buffer = io.BytesIO()
+    pq.write_table(body, buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def line(factory: Factory) -> Line:
+    # The ledger is shared by the session's tests: a day of its own for each would do too, but reads worse.
+    return Line(factory)
+
+
+def set_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def with_value(name: str, row: int, value: object) -> Mutation:
+    def mutate(table: pa.Table) -> pa.Table:
+        values = table.column(name).to_pylist()
+        values[row] = value
+        return set_column(table, name, pa.array(values, table.schema.field(name).type))
+
+    return mutate
+
+
+def all_null(name: str) -> Mutation:
+    return lambda t: set_column(t, name, pa.nulls(len(t), t.schema.field(name).type))
+
+
+def shifted(table: pa.Table) -> pa.Table:
+    """A file of the right rows with instants a month off."""
+    for name in table.column_names:
+        if pa.types.is_timestamp(table.schema.field(name).type):
+            table = set_column(table, name, pc.add(table.column(name), pa.scalar(dt.timedelta(days=30))))
+    return table
+
+
+HELD: dict[str, tuple[str, Mutation, R]] = {
+    "missing": ("flights", lambda _: None, R.LANDING_MISSING),
+    "weather missing": ("weather", lambda _: None, R.LANDING_MISSING),
+    "no rows": ("flights", lambda t: t.slice(0, 0), R.LANDING_EMPTY),
+    "no bytes": ("flights", lambda _: b"", R.LANDING_EMPTY),
+    "truncated": ("flights", lambda t: as_bytes(t)[:-2000], R.LANDING_UNREADABLE),
+    "not parquet": ("flights", lambda _: b"carrier,flight\nUA,1\n" * 100, R.LANDING_UNREADABLE),
+    "garbled": ("flights", lambda t: garbled(as_bytes(t)), R.LANDING_UNREADABLE),
+    "column missing": ("flights", lambda t: t.drop_columns(["carrier"]), R.COLUMN_MISSING),
+    "column renamed": ("flights", lambda t: t.rename_columns({"carrier": "airline"}), R.COLUMN_MISSING),
+    "other type": ("flights", lambda t: set_column(t, "distance", t["distance"].cast(pa.string())), R.COLUMN_TYPE),
+    "instants without zone": (
+        "weather",
+        lambda t: set_column(t, "time_hour", t["time_hour"].cast(pa.timestamp("us"))),
+        R.COLUMN_TYPE,
+    ),
+    "all null": ("flights", all_null("carrier"), R.COLUMN_ALL_NULL),
+    "whole day twice": ("flights", lambda t: pa.concat_tables([t, t]), R.QUARANTINE_SHARE),
+    "a tenth of the rows": ("flights", lambda t: t.take(list(range(0, len(t), 10))), R.VOLUME_ABNORMAL),
+    "half of the day": ("flights", lambda t: t.slice(0, int(len(t) * 0.55)), R.FRESHNESS),
+    "other day's rows": ("flights", shifted, R.QUARANTINE_SHARE),
+    "many out of range": (
+        "flights",
+        lambda t: set_column(t, "distance", pc.multiply(t["distance"], -1.0)),
+        R.QUARANTINE_SHARE,
+    ),
+}
+
+
+def garbled(body: bytes) -> bytes:
+    """A file whose middle was overwritten on the way."""
+    middle = len(body) // 3
+    return body[:middle] + bytes(4000) + body[middle + 4000 :]
+
+
+@pytest.mark.parametrize("case", HELD)
+def test_bad_batch_is_held_and_the_corrected_one_runs(
+    line: Line, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, mutate, reason = HELD[case]
+    line.deliver(name, mutate)
+    known = len(line.events(EventKind.HELD))
+
+    with caplog.at_level(logging.ERROR), pytest.raises(Defect) as refused:
+        line.ingest(line.day)
+
+    landing = reason.value.startswith(("LANDING", "COLUMN"))
+    assert isinstance(refused.value, LandingDefect if landing else GateRefused)
+    assert refused.value.reason is reason, refused.value
+    assert reason.value in caplog.text
+    assert line.day in str(refused.value)
+    said = line.said()
+    assert (said["verdict"], said["reasons"][0], said["num_accepted"]) == ("refused", reason.value, 0)
+    assert said["num_in"] == said["num_quarantined"]
+    assert line.f.datasets(line.spec).latest().revision == line.first["revision"], "the previous version stays"
+    in_quarantine = sum(len(line.quarantined(t)) for t in line.spec.source.tables)
+    assert in_quarantine == said["num_in"], "nothing is lost"
+    held = line.events(EventKind.HELD)
+    assert held[-1].reason is reason
+    assert len(held) == known + 1
+
+    line.deliver()
+    done = line.ingest(line.day)
+
+    assert done["revision"] != line.first["revision"]
+    assert line.day in line.f.datasets(line.spec).days(done["revision"])
+    assert line.said()["verdict"] == "passed"
+    assert not line.quarantined("flights")
+
+
+ROWS: dict[str, tuple[str, Mutation, R, str]] = {
+    "the real wind of 1,048 mph": (
+        "weather", with_value("wind_speed", 3, 1048.36058), R.VALUE_OUT_OF_RANGE, "wind_speed",
+    ),
+    "not a number": ("weather", with_value("temp", 4, float("nan")), R.VALUE_OUT_OF_RANGE, "temp"),
+    "null in a required column": ("flights", with_value("dest", 5, None), R.VALUE_NULL, "dest"),
+    "unknown airport": ("flights", with_value("origin", 6, "XXX"), R.VALUE_NOT_IN_SET, "origin"),
+    "malformed carrier": ("flights", with_value("carrier", 7, "ua!"), R.VALUE_FORMAT, "carrier"),
+    "event outside the partition": (
+        "flights",
+        with_value("scheduled_departure", 8, dt.datetime(2026, 1, 1, tzinfo=dt.UTC)),
+        R.EVENT_TIME_OUTSIDE,
+        "scheduled_departure",
+    ),
+    "cancelled yet departed": ("flights", with_value("cancelled", 9, True), R.CROSS_COLUMN, "cancelled"),
+    "delay that the instants deny": ("flights", with_value("dep_delay", 10, 500.0), R.CROSS_COLUMN, "dep_delay"),
+    "one row twice": (
+        "flights", lambda t: pa.concat_tables([t, t.slice(11, 1)]), R.KEY_DUPLICATE, "unique",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_bad_row_is_quarantined_with_reason_source_and_position(line: Line, case: str) -> None:
+    name, mutate, reason, word = ROWS[case]
+    line.deliver(name, mutate)
+
+    done = line.ingest(line.day)
+
+    assert (done["num_quarantined"], done["num_in"]) == (1, done["num_accepted"] + 1)
+    [row] = line.quarantined(name)
+    assert row["reason"] == reason.value
+    assert word in row["expectation"]
+    assert row["source_uri"].endswith(f"flight_delay/{name}/{line.day}.parquet")
+    assert row["source_etag"] == line.f.landing.head(f"flight_delay/{name}/{line.day}.parquet").etag
+    original = pq.ParquetFile(io.BytesIO(line.f.landing.get(f"flight_delay/{name}/{line.day}.parquet"))).read()
+    key = line.spec.source.tables[name].key
+    landed = original.slice(row["row_number"], 1).to_pylist()[0]
+    assert all(str(landed[c]) in row["row"] or landed[c] is None for c in key)
+    accepted = line.f.store.get_table(ingest.accepted_key(line.spec, name, line.day))
+    assert len(accepted) == len(original) - 1
+    assert line.said()["docs"] == done["per_day"][line.day]["docs"]
+
+
+def test_released_row_comes_in_and_dropped_row_stays_out(line: Line) -> None:
+    line.deliver("weather", lambda t: with_value("wind_speed", 3, 160.0)(with_value("temp", 9, 190.0)(t)))
+    assert line.ingest(line.day)["num_quarantined"] == 2
+
+    assert quarantine.release(line.f, line.spec, "weather", line.day, [3], by="ann") == 1
+    assert quarantine.drop(line.f, line.spec, "weather", line.day, [9], by="ann") == 1
+    again = line.ingest(line.day)
+
+    assert (again["num_quarantined"], again["num_in"]) == (1, again["num_accepted"] + 1)
+    [left] = line.quarantined("weather")
+    assert (left["row_number"], left["decision"]) == (9, "dropped")
+    accepted = line.f.store.get_table(ingest.accepted_key(line.spec, "weather", line.day))
+    assert 160.0 in accepted.column("wind_speed").to_pylist()
+    overridden = line.events(EventKind.OVERRIDDEN)
+    assert {e.detail["decision"] for e in overridden} >= {"released", "dropped"}
+    with pytest.raises(ValueError, match="not in quarantine"):
+        quarantine.release(line.f, line.spec, "weather", line.day, [3], by="ann")
+
+
+def test_decision_is_bound_to_the_content_it_was_made_on(line: Line) -> None:
+    line.deliver("weather", with_value("wind_speed", 3, 160.0))
+    line.ingest(line.day)
+    quarantine.release(line.f, line.spec, "weather", line.day, [3], by="ann")
+
+    line.deliver("weather", with_value("wind_speed", 3, 900.0))
+
+    assert line.ingest(line.day)["num_quarantined"] == 1
+
+
+def test_late_day_is_simply_run_and_rebuilds_what_looks_back_on_it(line: Line) -> None:
+    line.deliver(day=line.after)
+    line.ingest(line.after)
+    revision = line.f.datasets(line.spec).latest().revision
+    alone = line.f.datasets(line.spec).read(revision, days=[line.after])
+
+    line.deliver()
+    done = line.ingest(line.day)
+
+    assert sorted(done["staged"]) == [line.day, line.after]
+    rebuilt = line.f.datasets(line.spec).read(done["revision"], days=[line.after])
+    assert alone.column("network_late_yesterday").null_count == len(alone)
+    assert rebuilt.column("network_late_yesterday").null_count == 0
+
+
+def test_corrected_day_replaces_its_partition_and_is_recorded_as_reworked(line: Line) -> None:
+    line.deliver()
+    before = line.ingest(line.day)
+    known = len(line.events(EventKind.REWORKED))
+
+    line.deliver("flights", lambda t: t.slice(0, len(t) - 3))
+    after = line.ingest(line.day)
+
+    assert after["revision"] != before["revision"]
+    assert after["num_rows"] == before["num_rows"] - 3
+    assert len(line.events(EventKind.REWORKED)) == known + 1
+
+
+def test_bad_correction_leaves_the_good_partition(line: Line) -> None:
+    line.deliver()
+    before = line.ingest(line.day)
+
+    line.deliver("flights", lambda t: t.drop_columns(["dest"]))
+    with pytest.raises(LandingDefect):
+        line.ingest(line.day)
+
+    repository = line.f.datasets(line.spec)
+    assert repository.latest().revision == before["revision"]
+    assert line.day in repository.days(before["revision"])
+
+
+def test_history_load_holds_bad_days_and_goes_on(factory: Factory) -> None:
+    spec = find_line(factory.settings.lines_dir, "flight_delay")
+    world = World(factory.settings, "2013-06-10", today=dt.date(2026, 9, 1))
+    days = world.days("2013-06-03", "2013-06-08")
+    world.land([d for d in days if d != days[2]])
+    world._store.put(f"flight_delay/flights/{days[4]}.parquet", b"nothing of the kind")
+
+    gated = ingest.gate_raw(factory, spec, days, "history")
+
+    assert gated["days"] == [days[0], days[1], days[3], days[5]]
+    assert [(h["day"], h["reason"]) for h in gated["held"]] == [
+        (days[2], "LANDING_MISSING"), (days[4], "LANDING_UNREADABLE"),
+    ]  # fmt: skip
+    assert gated["num_in"] == gated["num_accepted"] + gated["num_quarantined"]
+    with pytest.raises(LandingDefect):
+        ingest.gate_raw(factory, spec, [days[2], days[4]], "history")
+
+
+def test_running_twice_leaves_what_running_once_left(line: Line) -> None:
+    line.deliver("weather", with_value("wind_speed", 3, 1048.0))
+    once = line.ingest(line.day)
+    objects = {o.key: o.etag for o in line.f.store.list("") if "/ingest/" not in o.key}
+    events = len(line.f.ledger.events(line="flight_delay", limit=10_000))
+
+    twice = line.ingest(line.day)
+
+    assert twice["revision"] == once["revision"]
+    assert {o.key: o.etag for o in line.f.store.list("") if "/ingest/" not in o.key} == objects
+    assert len(line.f.ledger.events(line="flight_delay", limit=10_000)) == events
+
+
+def test_broken_gate_is_a_failed_gate(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aifactory import gates
+
+    line.deliver()
+    suites = gates.load_suites(line.f.settings, line.spec)
+    raw = suites.raw
+
+    def broken(spec: LineSpec, table: str):  # noqa: ANN202
+        from aifactory.expectations import never, suite
+
+        return suite("broken", [*raw(spec, table).expectations, never("no_such_column > 1", "nonsense")])
+
+    monkeypatch.setattr(suites, "raw", broken)
+    with pytest.raises(GateRefused) as refused:
+        line.ingest(line.day)
+
+    assert refused.value.reason is R.GATE_BROKEN
+    assert line.f.datasets(line.spec).latest().revision == line.first["revision"]
+
+
+def test_features_that_break_a_rule_are_refused(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aifactory import features
+
+    real = features.build
+
+    def wrong(*args: object) -> pa.Table:
+        table = real(*args)
+        share = pa.array(np.full(len(table), 1.5, np.float32))
+        return set_column(table, "network_late_1h", share)
+
+    line.deliver()
+    monkeypatch.setattr(features, "build", wrong)
+    with pytest.raises(GateRefused) as refused:
+        line.ingest(line.day)
+
+    assert refused.value.reason is R.FEATURE_GATE
+    assert "network_late_1h" in str(refused.value)
+    assert line.f.datasets(line.spec).latest().revision == line.first["revision"]
