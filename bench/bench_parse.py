@@ -10,7 +10,7 @@ import sys
 from aifactory.settings import REPOSITORY
 from bench.ratio import Ratio
 
-ROUNDS = 7
+ROUNDS = 3
 BARE = "import airflow.sdk"
 
 

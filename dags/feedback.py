@@ -53,7 +53,7 @@ def feedback(spec: LineSpec) -> None:
 
             with station(spec, "feedback/") as here:
                 decision = here.made(stage.decide(here.factory, spec, here.partition, here.run))
-                return decision if decision["emit"] else here.end_here(decision, "no retrain is called for now")
+                return decision if decision["emit"] else here.end_here(decision, str(decision["explanation"]))
 
         @task(outlets=[assets.retrain], doc_md="Emits the retrain signal: the asset event that starts training.")
         def call_for_retrain(decision: dict[str, Any]) -> None:

@@ -5,7 +5,11 @@ last good version valid and at most some unnamed objects behind. The push is a c
 the race takes the winner's version and adds its own partitions to that.
 
 DVC's own objects are written directly: adding one partition to a thousand by the stock tool costs seconds that grow
-with the history, this costs hashing and uploading the new bytes. `dvc pull`, `dvc status` and `dvc diff` agree with it.
+with the history, this costs hashing and uploading the new bytes (importing dvc-data's classes alone takes as long as a
+whole commit). Tests prove that the bytes are those of dvc-data, and that `dvc pull`, `status` and `diff` agree.
+
+A commit has `data.dvc` (which names the manifest), `.dvc/config` (where the content is) and `dataset.json`: hash, rows
+and size of every partition, so that a version is known without asking the store.
 """
 
 from __future__ import annotations
@@ -15,16 +19,19 @@ import io
 import json
 import logging
 import os
-import subprocess
+import random
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aifactory.errors import DatasetDefect, InfrastructureFault
+from aifactory.errors import DatasetDefect, InfrastructureFault, NotFound
+from aifactory.git import BRANCH, Commit, Remote, Scratch, is_revision
 from aifactory.reasons import ReasonCode
 from aifactory.settings import Settings
 from aifactory.store import Store
@@ -34,11 +41,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_BRANCH = "main"
 _INDEX = "dataset.json"
-_MAX_RACES = 20
-_READERS = 8
-_IDENTITY = {"NAME": "AI factory", "EMAIL": "factory@localhost"}
+_DVC_FILE = "data.dvc"
+_MAX_RACES = 30
+_CONNECTIONS = 8
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One day of a version: MD5 of its parquet bytes, how many rows, how many bytes."""
+
+    md5: str
+    rows: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -47,32 +63,40 @@ class DatasetVersion:
 
     Args:
         revision: git commit, 40 hex digits.
-        tag: git tag, v000001 and on.
+        number: counts the versions from 1.
         dir_md5: MD5 of the DVC manifest, the content's name.
-        rows: rows by day.
-        size: bytes of all partitions.
+        partitions: what it holds, by day.
     """
 
     revision: str
-    tag: str
+    number: int
     dir_md5: str
-    rows: Mapping[str, int]
-    size: int
+    partitions: Mapping[str, Partition]
+
+    @property
+    def tag(self) -> str:
+        """Git tag, v000001 and on."""
+        return _tag(self.number)
 
     @property
     def days(self) -> list[str]:
         """The partitions, oldest first."""
-        return sorted(self.rows)
+        return sorted(self.partitions)
 
     @property
     def num_partitions(self) -> int:
         """How many days it holds."""
-        return len(self.rows)
+        return len(self.partitions)
 
     @property
     def num_rows(self) -> int:
         """How many rows it holds."""
-        return sum(self.rows.values())
+        return sum(each.rows for each in self.partitions.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all partitions."""
+        return sum(each.size for each in self.partitions.values())
 
 
 class DatasetRepository:
@@ -87,16 +111,14 @@ class DatasetRepository:
         self.settings = settings
         self.line = line
         self.store = store
-        self.remote = f"dvc/{line}"
         self.url = f"{settings.git_root}/{line}.git"
+        self._prefix = f"dvc/{line}"
+        self._git = Remote(self.url)
 
     # --- writing
     def init(self) -> None:
         """Make the bare repository where it is a folder of this machine and is not there yet."""
-        if "://" in self.url or (Path(self.url) / "HEAD").exists():
-            return
-        Path(self.url).parent.mkdir(parents=True, exist_ok=True)
-        _git(Path(self.url).parent, "init", "--quiet", "--bare", f"--initial-branch={_BRANCH}", self.url)
+        self._git.init()
 
     def commit(
         self, partitions: Mapping[str, bytes | str], message: str, removed: Sequence[str] = ()
@@ -106,107 +128,110 @@ class DatasetRepository:
         Args:
             partitions: parquet bytes by day, or the key of a staged parquet object in the store.
             message: why, for the git log.
-            removed: days to take out.
+            removed: days to take out; a day that is not there is no error, so that a rerun changes nothing.
 
         Raises:
-            DatasetDefect: DATASET_CONFLICT, other writers kept winning.
+            ValueError: a day is not YYYY-MM-DD, or is both added and removed.
+            DatasetDefect: a partition is not parquet, or nothing would be left.
+            InfrastructureFault: DATASET_CONFLICT, other writers kept winning.
         """
+        _check_days(partitions, removed)
         self.init()
-        added = {day: self._upload(body) for day, body in sorted(partitions.items())}
-        for attempt in range(_MAX_RACES):
-            with tempfile.TemporaryDirectory(prefix="dataset-") as scratch:
-                version = self._try_commit(Path(scratch), added, message, removed)
-            if version is not None:
-                return version
-            log.info("another writer was first (%s); trying again on its version", self.line)
-            time.sleep(0.05 * (attempt + 1))
-        raise DatasetDefect(
+        with ThreadPoolExecutor(min(_CONNECTIONS, len(partitions) or 1)) as pool:
+            added = dict(zip(partitions, pool.map(self._upload, partitions, partitions.values()), strict=True))
+        with self._git.scratch() as scratch:
+            for attempt in range(1, _MAX_RACES + 1):
+                version = self._try_commit(scratch, added, message, removed)
+                if version is not None:
+                    return version
+                log.info("another writer of %s was first; attempt %s on its version", self.line, attempt + 1)
+                time.sleep(min(0.02 * attempt, 0.5) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret, only spread
+        raise InfrastructureFault(
             ReasonCode.DATASET_CONFLICT,
             f"{_MAX_RACES} pushes to {self.url} lost against other writers; run the partition again",
         )
 
-    def _upload(self, body: bytes | str) -> dict[str, Any]:
-        """Put one partition under its own hash; what the index says of it."""
+    def _try_commit(
+        self, scratch: Scratch, added: Mapping[str, Partition], message: str, removed: Sequence[str]
+    ) -> DatasetVersion | None:
+        """One attempt on the newest version; None where another writer was first."""
+        parent = scratch.fetch(BRANCH)
+        before = self._read_version(scratch, parent) if parent else None
+        old = before.partitions if before else {}
+        new = {day: part for day, part in {**old, **added}.items() if day not in removed}
+        if not new:
+            raise DatasetDefect(
+                ReasonCode.DATASET_TOO_SMALL, f"{self.line}: a version without partitions is not made; add one"
+            )
+        if before and new == old:
+            return before
+        number = before.number + 1 if before else 1
+        dir_md5 = self._put_manifest(new)
+        files = self._files(number, dir_md5, new)
+        revision = scratch.write(parent, files, f"{_tag(number)}: {message}")
+        tags = {_tag(number): revision}
+        if before:
+            tags[before.tag] = before.revision  # heals a crash between the branch and its tag
+        if not scratch.push(revision, parent, tags):
+            return None
+        return DatasetVersion(revision, number, dir_md5, new)
+
+    def _upload(self, day: str, body: bytes | str) -> Partition:
+        """Put one partition under its own hash, unless it is there."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         content = self.store.get(body) if isinstance(body, str) else body
-        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if (there := self.store.head(self._object(md5))) is None or there.size != len(content):
+        try:
+            rows = int(pq.read_metadata(io.BytesIO(content)).num_rows)
+        except pa.ArrowException as error:
+            raise DatasetDefect(
+                ReasonCode.DATASET_CORRUPT, f"{self.line} {day}: {len(content)} bytes that are not parquet ({error})"
+            ) from error
+        md5 = _md5(content)
+        there = self.store.head(self._object(md5))
+        if there is None or there.size != len(content):
             self.store.put(self._object(md5), content)
-        return {"md5": md5, "size": len(content), "rows": pq.ParquetFile(io.BytesIO(content)).metadata.num_rows}
+        return Partition(md5, rows, len(content))
 
-    def _try_commit(
-        self, scratch: Path, added: dict[str, dict[str, Any]], message: str, removed: Sequence[str]
-    ) -> DatasetVersion | None:
-        """One attempt on the newest version; None where another writer was first."""
-        _git(scratch, "init", "--quiet", "--bare", "--initial-branch=scratch")
-        parent = self._fetch(scratch, _BRANCH)
-        before: dict[str, Any] = self._index(scratch, parent) if parent else {"number": 0, "days": {}}
-        days = {day: entry for day, entry in {**before["days"], **added}.items() if day not in removed}
-        if parent and days == before["days"]:
-            return self._version(parent, before)
-        index = {"number": before["number"] + 1, "days": days, "dir_md5": self._put_manifest(days)}
-        commit = self._write_commit(scratch, parent, index, message)
-        pushed = _git(
-            scratch,
-            *("push", "--quiet", "--atomic", _transport(self.url)),
-            *(f"{commit}:refs/heads/{_BRANCH}", f"{commit}:refs/tags/{_tag(index)}"),
-            check=False,
-        )
-        if pushed.returncode == 0:
-            return self._version(commit, index)
-        if any(
-            word in pushed.stderr
-            for word in ("rejected", "fetch first", "already exists", "failed to lock", "cannot lock")
-        ):
-            return None
-        raise _fault(f"push to {self.url}", pushed)
-
-    def _put_manifest(self, days: Mapping[str, Mapping[str, Any]]) -> str:
+    def _put_manifest(self, partitions: Mapping[str, Partition]) -> str:
         """Write DVC's manifest of the folder under its own hash."""
-        listing = [{"md5": entry["md5"], "relpath": _file(day)} for day, entry in days.items()]
-        body = json.dumps(sorted(listing, key=lambda each: each["relpath"]), sort_keys=True).encode()
-        md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        body = manifest(partitions)
+        md5 = _md5(body)
         self.store.put(f"{self._object(md5)}.dir", body)
         return md5
 
-    def _write_commit(self, scratch: Path, parent: str | None, index: dict[str, Any], message: str) -> str:
-        """Write the commit's objects into the scratch repository; nobody sees them before the push."""
-        files = {
+    def _files(self, number: int, dir_md5: str, partitions: Mapping[str, Partition]) -> dict[str, bytes]:
+        """What a commit holds; keys to the store come from the environment, never from git."""
+        size = sum(each.size for each in partitions.values())
+        texts = {
+            ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+            ".dvc/config": (
+                "[core]\n    remote = factory\n    analytics = false\n    check_update = false\n"
+                f"['remote \"factory\"']\n    url = {self.store.uri(self._prefix)}\n"
+                f"    endpointurl = {self.settings.s3_url}\n    region = {self.settings.s3_region}\n"
+            ),
             ".dvcignore": "",
             ".gitignore": "/data\n",
-            "data.dvc": _data_dvc(index),
-            _INDEX: json.dumps(index, sort_keys=True, indent=0) + "\n",
+            _DVC_FILE: (
+                f"outs:\n- md5: {dir_md5}.dir\n  size: {size}\n  nfiles: {len(partitions)}\n  hash: md5\n  path: data\n"
+            ),
+            _INDEX: _index(number, dir_md5, partitions),
         }
-        top = [f"100644 blob {_write_blob(scratch, text)}\t{name}" for name, text in files.items()]
-        inner = {".gitignore": "/config.local\n/tmp\n/cache\n", "config": self._dvc_config()}
-        dvc = _make_tree(scratch, [f"100644 blob {_write_blob(scratch, text)}\t{name}" for name, text in inner.items()])
-        tree = _make_tree(scratch, [*top, f"040000 tree {dvc}\t.dvc"])
-        parents = ["-p", parent] if parent else []
-        return _git(scratch, "commit-tree", tree, *parents, "-m", f"{_tag(index)}: {message}").stdout.strip()
-
-    def _dvc_config(self) -> str:
-        """`.dvc/config`: where the content is; keys come from the environment, never from git."""
-        return (
-            "[core]\n    remote = factory\n    analytics = false\n    check_update = false\n"
-            f"['remote \"factory\"']\n    url = {self.store.uri(self.remote)}\n    endpointurl = {self.settings.s3_url}\n"
-            f"    region = {self.settings.s3_region}\n"
-        )
+        return {path: text.encode() for path, text in texts.items()}
 
     # --- reading
     def latest(self) -> DatasetVersion | None:
         """The newest version; None where there is none yet."""
-        if "://" not in self.url and not (Path(self.url) / "HEAD").exists():
-            return None
-        return self._read_version(_BRANCH)
+        return self._find(BRANCH)
 
     def version(self, revision: str) -> DatasetVersion:
-        """One version by commit or tag.
+        """One version by commit (40 hex digits) or tag.
 
         Raises:
             DatasetDefect: there is no such version.
         """
-        found = self._read_version(revision)
+        found = self._find(revision) if is_revision(revision) else None
         if found is None:
             raise DatasetDefect(
                 ReasonCode.DATASET_CORRUPT, f"{self.url} has no version {revision!r}; `git log` there lists them"
@@ -217,151 +242,189 @@ class DatasetRepository:
         """The partitions of a version, oldest first."""
         return self.version(revision).days
 
+    def content(self, revision: str) -> dict[str, str]:
+        """MD5 of every partition of a version, by day: whether a day's rows changed between versions."""
+        return {day: each.md5 for day, each in self.version(revision).partitions.items()}
+
+    def log(self, limit: int = 100) -> list[Commit]:
+        """The newest versions, newest first: commit, time, and the subject `<tag>: <message>`."""
+        if not self._git.exists:
+            return []
+        with self._git.scratch() as scratch:
+            return scratch.log(limit)
+
     def read(self, revision: str, days: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a version, day by day, read from the store and checked against their hashes.
 
+        A column that a partition does not have (it was made before the line had that column) is null there.
+
+        Args:
+            revision: commit or tag.
+            days: which partitions, default all; rows come oldest day first.
+            columns: which columns and in which order, default all.
+
         Raises:
-            DatasetDefect: a day is not in the version, or its content does not match its hash.
+            DatasetDefect: a day or column is not in the version, its content does not match its hash, or partitions
+                have different types for one column.
         """
+        partitions = self.version(revision).partitions
+        wanted = sorted(partitions if days is None else set(days))
+        missing = [day for day in wanted if day not in partitions]
+        if missing or not wanted:
+            raise DatasetDefect(
+                ReasonCode.DATASET_TOO_SMALL,
+                f"{self.line} {revision[:12]} has no partition {', '.join(missing[:5]) or '(none was asked for)'}; "
+                f"it holds {len(partitions)}, the newest is {max(partitions)}",
+            )
+        with ThreadPoolExecutor(min(_CONNECTIONS, len(wanted))) as pool:
+            tables = list(pool.map(lambda day: self._read_partition(partitions[day], columns), wanted))
+        self._cache.prune()
+        return self._join(tables, columns, revision)
+
+    def _join(self, tables: Sequence[pa.Table], columns: Sequence[str] | None, revision: str) -> pa.Table:
+        """One table of all; columns in the order that was asked for."""
         import pyarrow as pa
 
-        entries = self._entries(revision)
-        missing = [day for day in days or () if day not in entries]
-        if missing:
+        try:
+            joined = pa.concat_tables(tables, promote_options="default")
+        except pa.ArrowException as error:
             raise DatasetDefect(
-                ReasonCode.DATASET_CORRUPT, f"{self.line} {revision[:12]} has no partition {', '.join(missing[:5])}"
-            )
-        wanted = [entries[day]["md5"] for day in (sorted(entries) if days is None else days)]
-        with ThreadPoolExecutor(_READERS) as pool:
-            tables = list(pool.map(lambda md5: self._read_partition(md5, columns), wanted))
-        if not tables:
+                ReasonCode.COLUMN_TYPE,
+                f"{self.line} {revision[:12]}: partitions have different types ({error}); rebuild the older ones",
+            ) from error
+        if columns is None:
+            return joined
+        unknown = [name for name in columns if name not in joined.column_names]
+        if unknown:
             raise DatasetDefect(
-                ReasonCode.DATASET_TOO_SMALL, f"{self.line} {revision[:12]}: no partition was asked for"
+                ReasonCode.COLUMN_MISSING, f"{self.line} {revision[:12]} has no column {', '.join(unknown)}"
             )
-        return pa.concat_tables(tables)
+        return joined.select(list(columns))
 
-    def content(self, revision: str) -> dict[str, str]:
-        """MD5 of every partition of a version, by day: whether a day's rows changed between versions."""
-        return {day: str(entry["md5"]) for day, entry in self._entries(revision).items()}
-
-    def _read_partition(self, md5: str, columns: Sequence[str] | None) -> pa.Table:
+    def _read_partition(self, partition: Partition, columns: Sequence[str] | None) -> pa.Table:
         import pyarrow.parquet as pq
 
-        body = self.store.get(self._object(md5))
-        if hashlib.md5(body, usedforsecurity=False).hexdigest() != md5:
-            raise DatasetDefect(
-                ReasonCode.DATASET_CORRUPT,
-                f"{self.store.uri(self._object(md5))} does not match its hash; restore that object",
-            )
+        body = self._cache.get(partition.md5) or self._download(partition.md5)
         return pq.ParquetFile(io.BytesIO(body)).read(columns=list(columns) if columns is not None else None)
 
-    def _entries(self, revision: str) -> dict[str, dict[str, Any]]:
-        with tempfile.TemporaryDirectory(prefix="dataset-") as scratch:
-            commit = self._resolve(Path(scratch), revision)
-            if commit is None:
-                raise DatasetDefect(ReasonCode.DATASET_CORRUPT, f"{self.url} has no version {revision!r}")
-            days: dict[str, dict[str, Any]] = self._index(Path(scratch), commit)["days"]
-            return days
+    def _download(self, md5: str) -> bytes:
+        uri = self.store.uri(self._object(md5))
+        try:
+            body = self.store.get(self._object(md5))
+        except NotFound as error:
+            raise DatasetDefect(
+                ReasonCode.DATASET_CORRUPT, f"{uri} is gone, though a version names it; restore that object"
+            ) from error
+        if _md5(body) != md5:
+            raise DatasetDefect(ReasonCode.DATASET_CORRUPT, f"{uri} does not match its hash; restore that object")
+        self._cache.put(md5, body)
+        return body
 
-    def _read_version(self, revision: str) -> DatasetVersion | None:
-        with tempfile.TemporaryDirectory(prefix="dataset-") as scratch:
-            commit = self._resolve(Path(scratch), revision)
-            return self._version(commit, self._index(Path(scratch), commit)) if commit else None
-
-    def _resolve(self, scratch: Path, revision: str) -> str | None:
-        _git(scratch, "init", "--quiet", "--bare", "--initial-branch=scratch")
-        return self._fetch(scratch, revision)
-
-    def _fetch(self, scratch: Path, revision: str) -> str | None:
-        """Bring one commit, without its history; None where the repository has no such thing."""
-        fetched = _git(
-            scratch, "fetch", "--quiet", "--depth=1", "--no-tags", _transport(self.url), revision, check=False
-        )
-        if fetched.returncode == 0:
-            return _git(scratch, "rev-parse", "FETCH_HEAD").stdout.strip()
-        if "couldn't find remote ref" in fetched.stderr or "not our ref" in fetched.stderr:
+    def _find(self, revision: str) -> DatasetVersion | None:
+        if not self._git.exists:
             return None
-        raise _fault(f"fetch {revision} from {self.url}", fetched)
+        with self._git.scratch() as scratch:
+            commit = scratch.fetch(revision)
+            return self._read_version(scratch, commit) if commit else None
 
-    def _index(self, scratch: Path, commit: str) -> dict[str, Any]:
-        index: dict[str, Any] = json.loads(_git(scratch, "show", f"{commit}:{_INDEX}").stdout)
-        return index
+    def _read_version(self, scratch: Scratch, commit: str) -> DatasetVersion:
+        """What a commit holds, checked: `data.dvc` and the index must speak of the same content."""
+        files = scratch.read(commit, (_INDEX, _DVC_FILE))
+        try:
+            index: dict[str, Any] = json.loads(files[_INDEX])
+            partitions = {day: Partition(**entry) for day, entry in index["partitions"].items()}
+            version = DatasetVersion(commit, int(index["number"]), str(index["dir_md5"]), partitions)
+            agree = f"md5: {version.dir_md5}.dir\n" in files[_DVC_FILE].decode()
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetDefect(
+                ReasonCode.DATASET_CORRUPT, f"{self.url} {commit[:12]} is not a version of the factory ({error!r})"
+            ) from error
+        if not agree:
+            raise DatasetDefect(
+                ReasonCode.DATASET_CORRUPT,
+                f"{self.url} {commit[:12]}: {_DVC_FILE} and {_INDEX} name different content; "
+                "revert what was committed by hand",
+            )
+        return version
 
-    def _version(self, commit: str, index: Mapping[str, Any]) -> DatasetVersion:
-        rows = {day: int(entry["rows"]) for day, entry in index["days"].items()}
-        size = sum(int(entry["size"]) for entry in index["days"].values())
-        return DatasetVersion(commit, _tag(index), str(index["dir_md5"]), rows, size)
+    @cached_property
+    def _cache(self) -> _Cache:
+        return _Cache(self.settings.home / "cache" / "partitions", self.settings.dataset_cache_mb * 1_000_000)
 
     def _object(self, md5: str) -> str:
-        return f"{self.remote}/files/md5/{md5[:2]}/{md5[2:]}"
+        return f"{self._prefix}/files/md5/{md5[:2]}/{md5[2:]}"
 
 
-def _tag(index: Mapping[str, Any]) -> str:
-    return f"v{index['number']:06d}"
+class _Cache:
+    """Partitions on the local disk, by hash, the least recently used removed first.
+
+    Training, evaluation and scoring of a night read the same days; S3 is asked once for each.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    def get(self, md5: str) -> bytes | None:
+        path = self._folder / md5
+        try:
+            body = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            return None
+        return body if _md5(body) == md5 else None
+
+    def put(self, md5: str, body: bytes) -> None:
+        if len(body) > self._max_bytes:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".new-", delete=False) as file:
+                file.write(body)
+            Path(file.name).replace(self._folder / md5)
+        except OSError as error:  # a full disk costs speed, not the work
+            log.warning("partition %s was not cached: %s", md5, error)
+
+    def prune(self) -> None:
+        """Bring the folder back under its size; other readers may do the same at once."""
+        try:
+            files = sorted(
+                ((e.stat().st_mtime, e.stat().st_size, e.path) for e in os.scandir(self._folder)), reverse=True
+            )
+        except OSError:
+            return
+        kept = 0
+        for _, size, path in files:
+            kept += size
+            if kept > self._max_bytes:
+                Path(path).unlink(missing_ok=True)
 
 
-def _file(day: str) -> str:
-    return f"date={day}.parquet"
+def manifest(partitions: Mapping[str, Partition]) -> bytes:
+    """DVC's manifest of the folder: the bytes that `dvc_data.hashfile.tree.Tree.as_bytes` gives."""
+    listing = [{"md5": partitions[day].md5, "relpath": f"date={day}.parquet"} for day in sorted(partitions)]
+    return json.dumps(listing, sort_keys=True).encode()
 
 
-def _data_dvc(index: Mapping[str, Any]) -> str:
-    """`data.dvc` as DVC writes it."""
-    size = sum(entry["size"] for entry in index["days"].values())
-    return f"outs:\n- md5: {index['dir_md5']}.dir\n  size: {size}\n  nfiles: {len(index['days'])}\n  hash: md5\n  path: data\n"
-
-
-def _transport(url: str) -> str:
-    """A shallow fetch from a folder needs the file transport."""
-    return url if "://" in url else f"file://{Path(url).resolve()}"
-
-
-def _write_blob(scratch: Path, text: str) -> str:
-    return _git(scratch, "hash-object", "-w", "--stdin", stdin=text).stdout.strip()
-
-
-def _make_tree(scratch: Path, entries: list[str]) -> str:
-    return _git(scratch, "mktree", stdin="\n".join(entries) + "\n").stdout.strip()
-
-
-def _git(
-    folder: Path, *arguments: str, stdin: str | None = None, check: bool = True
-) -> subprocess.CompletedProcess[str]:
-    """Run git by itself: no user's configuration, no prompt, an identity of its own."""
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(folder),
-        "LC_ALL": "C",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_CONFIG_COUNT": "2",
-        "GIT_CONFIG_KEY_0": "safe.directory",
-        "GIT_CONFIG_VALUE_0": "*",
-        "GIT_CONFIG_KEY_1": "gc.auto",
-        "GIT_CONFIG_VALUE_1": "0",
-        **{f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in _IDENTITY.items()},
-    }
-    for inherited in ("SSH_AUTH_SOCK", "GIT_SSH_COMMAND", "GIT_SSL_CAINFO", "GIT_ASKPASS"):
-        if inherited in os.environ:
-            environment[inherited] = os.environ[inherited]
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            env=environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InfrastructureFault(ReasonCode.STORE_UNREACHABLE, f"git {arguments[0]} did not run: {error}") from error
-    if check and done.returncode != 0:
-        raise _fault(f"git {arguments[0]}", done)
-    return done
-
-
-def _fault(what: str, done: subprocess.CompletedProcess[str]) -> InfrastructureFault:
-    return InfrastructureFault(
-        ReasonCode.STORE_UNREACHABLE, f"{what} failed ({done.returncode}): {done.stderr.strip()[:500]}"
+def _index(number: int, dir_md5: str, partitions: Mapping[str, Partition]) -> str:
+    """`dataset.json`: a line for each partition, so that `git diff` shows what changed."""
+    rows = ",\n".join(
+        f'  "{day}": {{"md5": "{each.md5}", "rows": {each.rows}, "size": {each.size}}}'
+        for day, each in sorted(partitions.items())
     )
+    return f'{{\n "number": {number},\n "dir_md5": "{dir_md5}",\n "partitions": {{\n{rows}\n }}\n}}\n'
+
+
+def _check_days(partitions: Mapping[str, object], removed: Sequence[str]) -> None:
+    wrong = [day for day in (*partitions, *removed) if not _DAY.fullmatch(day)]
+    both = sorted(set(partitions) & set(removed))
+    if wrong or both:
+        raise ValueError(f"partitions are days YYYY-MM-DD, added or removed: wrong {wrong}, both {both}")
+
+
+def _tag(number: int) -> str:
+    return f"v{number:06d}"
+
+
+def _md5(body: bytes) -> str:
+    return hashlib.md5(body, usedforsecurity=False).hexdigest()

@@ -112,12 +112,11 @@ def _weighted(y: Array, p: Array, w: Array, metric: str) -> npt.NDArray[np.float
     with np.errstate(invalid="ignore", divide="ignore"):
         if metric == "roc_auc":
             above = np.cumsum(positive, axis=1) - positive
-            found: npt.NDArray[np.float64] = ((above + positive / 2) * negative).sum(axis=1)
-            return found / (num_positive * num_negative)
+            pairs = ((above + positive / 2) * negative).sum(axis=1)
+            return np.asarray(pairs / (num_positive * num_negative))
         hits, shown = np.cumsum(positive, axis=1), np.cumsum(positive + negative, axis=1)
         precision = np.divide(hits, shown, out=np.zeros_like(hits), where=shown > 0)
-        total: npt.NDArray[np.float64] = (positive * precision).sum(axis=1)
-        return total / num_positive
+        return np.asarray((positive * precision).sum(axis=1) / num_positive)
 
 
 # --- the paired bootstrap

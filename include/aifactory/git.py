@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 BRANCH = "main"
 _TIMEOUT_S = 120
 _STALE_LOCK_S = 60.0
+_LOCKED = re.compile(r"(cannot|failed to|unable to) lock|\.lock'", re.IGNORECASE)
 _IDENTITY = "AI factory <factory@localhost>"
 _KEPT_VARIABLES = ("GIT_ASKPASS", "GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "GIT_EXEC_PATH")
 # Our own global file, not variables: git hands it on to the processes that it starts in the other repository.
@@ -148,7 +149,7 @@ class Scratch:
         done = self._git("push", "--quiet", "--atomic", lease, self.remote.transport, *refs, check=False)
         if done.returncode == 0:
             return True
-        if "lock" in _said(done):
+        if _LOCKED.search(_said(done)):
             self._remove_stale_locks()
             return False
         if self.fetch(BRANCH) != parent:
@@ -184,9 +185,7 @@ def is_revision(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{40}|v\d{6,}", text) is not None
 
 
-def _git(
-    folder: Path, *arguments: str, stdin: bytes = b"", check: bool = True
-) -> subprocess.CompletedProcess[bytes]:
+def _git(folder: Path, *arguments: str, stdin: bytes = b"", check: bool = True) -> subprocess.CompletedProcess[bytes]:
     """Run git by itself: nobody's configuration, no prompt."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k in _KEPT_VARIABLES}
     environment |= {

@@ -45,12 +45,6 @@ def landed_days(f: Factory, spec: LineSpec) -> list[str]:
     return sorted(k[len(before) : len(k) - len(after)] for k in keys if k.endswith(after))
 
 
-def etags(f: Factory, spec: LineSpec, day: str) -> dict[str, str | None]:
-    """Which content of each table is landed now, without reading it; None where there is none."""
-    heads = {name: f.landing.head(spec.source.key(name, day)) for name in spec.source.tables}
-    return {name: head.etag if head else None for name, head in heads.items()}
-
-
 def read_table(f: Factory, spec: LineSpec, name: str, day: str) -> LandedTable:
     """Read one table of one partition; raises as `read_day` does."""
     import pyarrow as pa

@@ -8,7 +8,9 @@ run leaves. A database trigger refuses every update and delete.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +21,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aifactory.errors import FactoryError, InfrastructureFault
+from aifactory.errors import Defect, FactoryError, GateRefused, InfrastructureFault, LandingDefect
 from aifactory.reasons import ReasonCode
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine, Table
+    from sqlalchemy import ColumnElement, Connection, Engine, Table
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,9 @@ class EventKind(StrEnum):
 
 GOOD = (EventKind.PASSED, EventKind.REWORKED, EventKind.PROMOTED)
 """Events after which a unit is good."""
+
+BAD = (EventKind.FAILED, EventKind.HELD, EventKind.SCRAPPED, EventKind.ROLLED_BACK)
+"""Events that stop a unit, each with its reason."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,33 @@ class ProductionEvent:
             raise ValueError(f"station {self.station!r} is none of {sorted(_STATIONS)}")
         if self.at.tzinfo is None:
             raise ValueError(f"at {self.at} has no time zone; the ledger keeps UTC")
+        if self.event in BAD and self.reason is None:
+            raise ValueError(f"{self.event.value} of {self.unit} has no reason; give a ReasonCode")
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What went through a station: units, and their rows in, good and bad."""
+
+    num_units: int
+    num_in: int
+    num_good: int
+    num_bad: int
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One unit's way through a station: first started, last found good (None where it never was), seconds of work."""
+
+    unit: str
+    started: datetime
+    good: datetime | None
+    worked_s: float
+
+    @property
+    def lead_time_s(self) -> float | None:
+        """Wall seconds from the first start to the last good end, waiting and rework included."""
+        return (self.good - self.started).total_seconds() if self.good else None
 
 
 def event_key(line: str, station: str, unit: str, event: EventKind, revision: str) -> str:
@@ -132,8 +164,17 @@ class Ledger:
         from sqlalchemy import create_engine
         from sqlalchemy.pool import NullPool
 
+        if not self._dsn:
+            raise InfrastructureFault(
+                ReasonCode.STORE_UNREACHABLE, "the ledger's address is not set; start the plant or set AIF_LEDGER_DSN"
+            )
         # No pool: a task makes a handful of statements, and forked tasks must not share connections.
-        return create_engine(self._dsn, poolclass=NullPool, connect_args={"connect_timeout": 10})
+        return create_engine(
+            self._dsn,
+            poolclass=NullPool,
+            connect_args={"connect_timeout": 10, "options": "-c statement_timeout=60000"},
+            json_serializer=_to_json,
+        )
 
     def record(self, event: ProductionEvent) -> bool:
         """Write one event; False where its key stands already."""
@@ -152,6 +193,7 @@ class Ledger:
 
     def events(
         self,
+        *,
         line: str | None = None,
         station: str | None = None,
         unit: str | None = None,
@@ -175,6 +217,10 @@ class Ledger:
             rows = [dict(row) for row in connection.execute(statement).mappings()]
         return [_event(row) for row in reversed(rows)]
 
+    def unit_history(self, line: str, unit: str) -> list[ProductionEvent]:
+        """Everything that happened to one unit, oldest first."""
+        return self.events(line=line, unit=unit)
+
     def counts(self, line: str, since: datetime | None = None) -> dict[tuple[str, EventKind], int]:
         """How often each event happened at each station of a line."""
         from sqlalchemy import func, select
@@ -182,38 +228,74 @@ class Ledger:
         table = _table()
         statement = (
             select(table.c.station, table.c.event, func.count())
-            .where(table.c.line == line)
+            .where(*_of(table, line, since))
             .group_by(table.c.station, table.c.event)
         )
-        if since is not None:
-            statement = statement.where(table.c.at >= since)
         with self._connection() as connection:
             return {(str(s), EventKind(e)): int(n) for s, e, n in connection.execute(statement)}
 
-    def reasons(self, line: str, since: datetime | None = None) -> dict[ReasonCode, int]:
+    def reasons(self, line: str, since: datetime | None = None, station: str | None = None) -> dict[ReasonCode, int]:
         """How often each reason stopped a unit of a line, most frequent first (the scrap Pareto)."""
         from sqlalchemy import func, select
 
         table = _table()
-        stopped = [EventKind.FAILED, EventKind.HELD, EventKind.SCRAPPED, EventKind.ROLLED_BACK]
         statement = (
             select(table.c.reason, func.count())
-            .where(table.c.line == line, table.c.reason.is_not(None), table.c.event.in_([k.value for k in stopped]))
+            .where(*_of(table, line, since, station))
+            .where(table.c.reason.is_not(None), table.c.event.in_([kind.value for kind in BAD]))
             .group_by(table.c.reason)
             .order_by(func.count().desc(), table.c.reason)
         )
-        if since is not None:
-            statement = statement.where(table.c.at >= since)
         with self._connection() as connection:
             return {ReasonCode[reason]: int(n) for reason, n in connection.execute(statement)}
 
+    def sums(self, line: str, station: str, unit_kind: str, since: datetime | None = None) -> dict[str, Sums]:
+        """Units and rows in, good and bad, by partition; of each unit its last end alone, so rework counts once."""
+        from sqlalchemy import func, select
+
+        table = _table()
+        ends = [kind.value for kind in (*GOOD, *BAD)]
+        last = (
+            select(table)
+            .distinct(table.c.unit)
+            .where(*_of(table, line, since, station))
+            .where(table.c.unit_kind == unit_kind, table.c.event.in_(ends), table.c.partition.is_not(None))
+            .order_by(table.c.unit, table.c.id.desc())
+            .subquery()
+        )
+        added = [func.sum(last.c[name]) for name in ("num_in", "num_good", "num_bad")]
+        statement = select(last.c.partition, func.count(), *added).group_by(last.c.partition)
+        with self._connection() as connection:
+            rows = connection.execute(statement.order_by(last.c.partition))
+            return {str(day): Sums(*(int(n) for n in numbers)) for day, *numbers in rows}
+
+    def passages(self, line: str, station: str, unit_kind: str, since: datetime | None = None) -> list[Passage]:
+        """When each unit started and was good at a station, in order of starting: the basis of lead times."""
+        from sqlalchemy import func, select
+
+        table = _table()
+        started = func.min(table.c.at).filter(table.c.event == EventKind.STARTED.value)
+        good = func.max(table.c.at).filter(table.c.event.in_([kind.value for kind in GOOD]))
+        statement = (
+            select(table.c.unit, started, good, func.sum(table.c.duration_s))
+            .where(*_of(table, line, since, station))
+            .where(table.c.unit_kind == unit_kind)
+            .group_by(table.c.unit)
+            .having(started.is_not(None))
+            .order_by(started, table.c.unit)
+        )
+        with self._connection() as connection:
+            return [Passage(str(unit), s, g, float(worked)) for unit, s, g, worked in connection.execute(statement)]
+
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        from sqlalchemy.exc import DBAPIError
+        from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
         try:
             with self._engine.begin() as connection:
                 yield connection
+        except (DataError, IntegrityError) as error:
+            raise Defect(ReasonCode.INTERNAL, f"the ledger does not take this event: {error.orig}") from error
         except DBAPIError as error:
             raise InfrastructureFault(
                 ReasonCode.STORE_UNREACHABLE, f"the ledger's Postgres refused or did not answer: {error.orig}"
@@ -249,8 +331,8 @@ def station(
     """Work on one unit at one station, on the record.
 
     Records `started` when entered; when left `passed` (`reworked` where the unit had passed before with other content),
-    or `failed` with the reason of the error that ended it. The body may set counts, detail, the event and the revision
-    (the content may be known only once it has been read).
+    or, with the reason of the error that ended it, `held` (a gate or the landed material) or `failed`. The body may set
+    counts, detail, the event and the revision (the content may be known only once it has been read).
     """
     work, began = Work(revision), time.monotonic()
 
@@ -280,14 +362,26 @@ def station(
     try:
         yield work
     except BaseException as error:
-        reason = error.reason if isinstance(error, FactoryError) else ReasonCode.INTERNAL
-        message = error.message if isinstance(error, FactoryError) else f"{type(error).__name__}: {error}"
-        write(work.event or EventKind.FAILED, reason, {**work.detail, "message": message[:2000]})
+        reason, message = _why(error)
+        write(_ended_by(error, work.event), reason, {**work.detail, "message": message[:2000]})
         raise
     event = work.event or (
         EventKind.REWORKED if _passed_before(ledger, line, station, unit, work.revision) else EventKind.PASSED
     )
     write(event, work.reason, work.detail)
+
+
+def _why(error: BaseException) -> tuple[ReasonCode, str]:
+    if isinstance(error, FactoryError):
+        return error.reason, error.message
+    return ReasonCode.INTERNAL, f"{type(error).__name__}: {error}"
+
+
+def _ended_by(error: BaseException, chosen: EventKind | None) -> EventKind:
+    """An error never leaves a unit good, whatever the body had set before."""
+    if chosen in BAD:
+        return chosen
+    return EventKind.HELD if isinstance(error, GateRefused | LandingDefect) else EventKind.FAILED
 
 
 def _passed_before(ledger: Ledger, line: str, station: str, unit: str, revision: str) -> bool:
@@ -337,6 +431,35 @@ def _table() -> Table:
         *(Column(name, BigInteger) for name in ("num_in", "num_good", "num_bad")),
         Column("detail", JSONB),
     )
+
+
+def _of(table: Table, line: str, since: datetime | None, station: str | None = None) -> list[ColumnElement[bool]]:
+    """Conditions: of a line, and where given of a station and not before a time."""
+    wanted = [table.c.line == line]
+    if since is not None:
+        wanted.append(table.c.at >= since)
+    if station is not None:
+        wanted.append(table.c.station == station)
+    return wanted
+
+
+def _to_json(value: Any) -> str:
+    """JSON as Postgres takes it: a number that is not finite becomes null, a NumPy scalar the number that it is."""
+    return json.dumps(_plain(value), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(each) for each in value]
+    if isinstance(value, str):
+        return str(value).replace("\x00", "")
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, int):
+        return value
+    return _plain(value.item()) if hasattr(value, "item") else str(value)
 
 
 def _event(row: dict[str, Any]) -> ProductionEvent:

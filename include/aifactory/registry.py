@@ -8,6 +8,7 @@ compare-and-swap, so two releases cannot both win, and MLflow's aliases follow i
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
@@ -118,7 +119,8 @@ class Registry:
         known = {v.version: v for v in self.versions()}
         if version not in known:
             raise ReleaseDefect(
-                ReasonCode.VERSION_UNKNOWN, f"{self.line} has no version {version!r}; there are {sorted(known, key=int)}"
+                ReasonCode.VERSION_UNKNOWN,
+                f"{self.line} has no version {version!r}; there are {sorted(known, key=int)}",
             )
         return known[version]
 
@@ -136,8 +138,6 @@ class Registry:
             raw, etag = self.store.get_with_etag(self.champion_key)
         except NotFound:
             return None
-        import json
-
         return Champion(**json.loads(raw), etag=etag)
 
     def champions(self) -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ class Registry:
             "since": since,
         }
         history = [*(current.history if current else []), {**reign, "how": how, "by": by, "why": why}]
-        pointer = {**reign, "previous": current.version if current else None, "history": history}
+        pointer: dict[str, Any] = {**reign, "previous": current.version if current else None, "history": history}
         etag = self.store.put_json(
             self.champion_key, pointer, if_match=expected_etag, if_absent=expected_etag is None
         )

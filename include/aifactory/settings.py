@@ -50,6 +50,10 @@ class Settings(BaseSettings):
         "", description="Folder or URL prefix of the bare dataset repositories; empty means <home>/git."
     )
 
+    dataset_cache_mb: int = Field(
+        512, ge=0, description="Size of the local cache of dataset partitions under <home>/cache, MB; 0 for none."
+    )
+
     # --- work
     threads: int = Field(2, ge=1, description="Threads that one piece of work may use.")
     memory_limit_gb: float = Field(2.0, gt=0, description="Memory that DuckDB may use before it spills, GB.")

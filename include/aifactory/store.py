@@ -95,7 +95,13 @@ class Store:
         if_match: str | None = None,
         if_absent: bool = False,
     ) -> str:
-        """Write one object atomically; returns its ETag. Conditional where asked, else last writer wins."""
+        """Write one object atomically; returns its ETag. Conditional where asked, else last writer wins.
+
+        Raises:
+            ValueError: the key starts or ends with a slash (the store would lose the body of the latter).
+        """
+        if not key or key.startswith("/") or key.endswith("/"):
+            raise ValueError(f"key {key!r} is empty, or starts or ends with a slash; name an object")
         conditions: dict[str, Any] = {}
         if if_match is not None:
             conditions["IfMatch"] = f'"{if_match}"'
@@ -185,9 +191,10 @@ class Store:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """An Arrow table as parquet bytes: zstd, no pandas metadata, so equal content gives equal bytes."""
+    """An Arrow table as parquet bytes: zstd, no metadata of the writer, one chunk, so equal content is equal bytes."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd", store_schema=False)
+    plain = table.replace_schema_metadata(None).combine_chunks()
+    pq.write_table(plain, buffer, compression="zstd", store_schema=False)
     return buffer.getvalue()

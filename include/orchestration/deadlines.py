@@ -42,9 +42,8 @@ async def report_late(line: str, stage: str, minutes: int, context: dict[str, An
 def _record(line: str, stage: str, run_id: str, partition: str | None, minutes: int) -> None:
     from datetime import UTC, datetime
 
-    from aifactory.ledger import EventKind, ProductionEvent
-
     from aifactory.factory import open_factory
+    from aifactory.ledger import EventKind, ProductionEvent
     from aifactory.reasons import ReasonCode
 
     open_factory().ledger.record(

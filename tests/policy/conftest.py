@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ os.environ["AIRFLOW__CORE__PLUGINS_FOLDER"] = str(REPOSITORY / "plugins")
 
 
 @pytest.fixture(scope="session")
-def dagbag() -> Iterator[Any]:
+def dagbag() -> Any:
     from airflow.dag_processing.dagbag import DagBag
 
-    yield DagBag(str(REPOSITORY / "dags"))
+    return DagBag(str(REPOSITORY / "dags"))

@@ -15,7 +15,7 @@ from aifactory.settings import REPOSITORY
 def test_the_layers_hold() -> None:
     done = subprocess.run(
         [str(Path(sys.executable).with_name("lint-imports"))], cwd=REPOSITORY, capture_output=True, text=True,
-        env={"PYTHONPATH": "include", "PATH": "/usr/bin:/bin"},
+        check=False, env={"PYTHONPATH": "include", "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
 

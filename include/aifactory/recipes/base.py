@@ -71,7 +71,8 @@ def codes(table: pa.Table, name: str, vocabulary: Mapping[str, float], otherwise
     encoded = table[name].cast(pa.string()).combine_chunks().dictionary_encode()
     values = [vocabulary.get(v, otherwise) for v in encoded.dictionary.to_pylist()] + [otherwise]
     indices = encoded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
-    return np.asarray(values, dtype=np.float32)[indices]
+    numbers = np.asarray(values, dtype=np.float32)
+    return np.asarray(numbers[indices])
 
 
 class Fitted(Protocol):

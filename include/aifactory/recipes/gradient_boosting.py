@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 from sklearn.ensemble import HistGradientBoostingClassifier
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from aifactory.errors import TrainingDefect
 from aifactory.reasons import ReasonCode
@@ -91,7 +91,9 @@ class GradientBoosting:
         vocabularies = {c: _vocabulary(frame, c, labels, params.min_category_rows) for c in frame.categorical}
         features = _features(frame.table, vocabularies, frame.numeric)
         model = _new_model(params, seed)
-        with threadpool_limits(limits=threads):  # scikit-learn's OpenMP would take every core
+        # scikit-learn's OpenMP would take every core; on two cores the scheduler and the stores want one of them, and
+        # two threads that wait for each other in a spin are ten times slower there than one
+        with threadpool_limits(limits=1 if threads <= 2 else threads):
             for num_trees in _parts(params.num_trees, params.num_reports):
                 model.set_params(max_iter=num_trees)
                 model.fit(features, labels)

@@ -55,6 +55,8 @@ class _Batch:
     day: str
     landed: dict[str, LandedTable] = field(default_factory=dict)
     failed: dict[str, dict[int, tuple[str, str]]] = field(default_factory=dict)
+    etags: dict[str, str | None] = field(default_factory=dict)
+    """Content of each landed file, readable or not."""
     reasons: list[tuple[ReasonCode, str]] = field(default_factory=list)
     """Why the partition is held whole, first reason first."""
     was: dict[str, Any] | None = None
@@ -75,7 +77,7 @@ class _Batch:
     @property
     def revision(self) -> str:
         """Names the landed content, and what became of it."""
-        parts = [f"{t.name}:{t.etag}" for t in self.landed.values()] + [str(self.num_quarantined)]
+        parts = [f"{name}:{etag}" for name, etag in self.etags.items()] + [str(self.num_quarantined)]
         return "|".join(parts + [r.value for r, _ in self.reasons])
 
 
@@ -132,8 +134,11 @@ def _read(f: Factory, spec: LineSpec, days: Sequence[str]) -> list[_Batch]:
         for name in spec.source.tables:
             try:
                 batch.landed[name] = landing.read_table(f, spec, name, day)
+                batch.etags[name] = batch.landed[name].etag
             except LandingDefect as defect:
                 batch.reasons.append((defect.reason, defect.message))
+                head = f.landing.head(spec.source.key(name, day))
+                batch.etags[name] = head.etag if head else None
         return batch
 
     _ = f.landing.client, f.store.client
@@ -378,7 +383,7 @@ def _record_batches(
                         "reasons": [r.value for r, _ in b.reasons],
                         "message": b.reasons[0][1] if b.held else "",
                         "quarantined": {n: _counted(rows) for n, rows in b.failed.items() if rows},
-                        "etags": {n: t.etag for n, t in b.landed.items()},
+                        "etags": b.etags,
                     },
                 )
             )

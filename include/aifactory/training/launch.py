@@ -63,7 +63,7 @@ def launch(
     out: deque[str] = deque(maxlen=_KEPT_LINES)
     err: deque[str] = deque(maxlen=_KEPT_LINES)
     late = threading.Event()
-    clock = threading.Timer(timeout_s, lambda: (late.set(), _signal(process, signal.SIGTERM)))
+    clock = threading.Timer(timeout_s, _stop_late, (process, late))
     clock.daemon = True
     clock.start()
     try:
@@ -89,12 +89,8 @@ def launch(
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The environment of the training process: the settings and explicit thread counts.
-
-    On two cores the scheduler and the stores want one of them: two OpenMP threads that wait for each other in a spin
-    fit ten times slower there than one.
-    """
-    threads = str(1 if settings.threads <= 2 else settings.threads)
+    """The environment of the training process: the settings and explicit thread counts."""
+    threads = str(settings.threads)
     names = set(type(settings).model_fields) - _NOT_HERS
     own = {f"AIF_{name.upper()}": _plain(getattr(settings, name)) for name in names}
     kept = {k: v for k, v in os.environ.items() if not k.startswith("AIF_")}
@@ -121,7 +117,7 @@ def failure(code: int, err: list[str], what: str) -> FactoryError:
     told = _told(err)
     if told and code in {DEFECT, FAULT}:
         kind = TrainingDefect if code == DEFECT else InfrastructureFault
-        return kind(ReasonCode(told["reason"]), f"{what}: {told['message']}")
+        return kind(_reason(told["reason"]), f"{what}: {told['message']}")
     if "MemoryError" in "".join(err[-3:]):
         return InfrastructureFault(ReasonCode.OUT_OF_MEMORY, f"{what} ran out of memory; raise compute.memory_gb")
     last = err[-1] if err else "it wrote nothing to stderr"
@@ -138,6 +134,10 @@ def _told(err: Iterable[str]) -> dict[str, str] | None:
     return None
 
 
+def _reason(code: str) -> ReasonCode:
+    return next((reason for reason in ReasonCode if reason.value == code), ReasonCode.TRAINING_FAILED)
+
+
 def _plain(value: Any) -> str:
     return str(value.get_secret_value()) if isinstance(value, SecretStr) else str(value)
 
@@ -148,6 +148,11 @@ def _drain(stream: IO[str] | None, kept: deque[str], on_line: Callable[[str], No
         kept.append(text)
         if on_line:
             on_line(text)
+
+
+def _stop_late(process: subprocess.Popen[str], late: threading.Event) -> None:
+    late.set()
+    _signal(process, signal.SIGTERM)
 
 
 def _signal(process: subprocess.Popen[str], number: int) -> None:

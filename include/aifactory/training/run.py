@@ -92,7 +92,7 @@ def run(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str) -> dic
         tracker.end("FINISHED")  # the process may have ended between the package and the end of its run
         return made | {"num_rows": manifest["num_rows"], "seconds": 0.0, "mlflow_url": tracker.url, "reused": True}
     tracker.begin(
-        {"recipe": order["recipe"], **order["parameters"], "seed": order["seed"], "drop_features": order["drop_features"]},
+        {name: order[name] for name in ("recipe", "seed", "drop_features")} | order["parameters"],
         _tags(spec, order, f.settings.trial),
     )
     began = time.perf_counter()
@@ -164,8 +164,8 @@ def build_manifest(spec: LineSpec, order: Mapping[str, Any], phase: str, frame: 
         "code_revision": code_revision(),
         "spec_digest": order["spec_digest"],
         "signature": {
-            "inputs": {n: "string [n, 1]" for n in order["categorical"]}
-            | {n: "float32 [n, 1]" for n in order["numeric"]},
+            "inputs": dict.fromkeys(order["categorical"], "string [n, 1]")
+            | dict.fromkeys(order["numeric"], "float32 [n, 1]"),
             "outputs": {OUTPUT: "float32 [n]"},
         },
     }

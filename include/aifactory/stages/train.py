@@ -1,0 +1,391 @@
+"""train: one order from its request to a registered version, each step safe to run again.
+
+    resolve_order   pins revision, recipe, parameters, features, champion and days: the order
+    train           one phase in a process of its own: challenger, later refit
+    evaluate        challenger against champion on days that neither has learned; a refusal scraps the order
+    register        holds the refit against the blessed challenger and makes it a version
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aifactory.errors import DatasetDefect, NotFound, SpecError, TrainingDefect
+from aifactory.evaluation import Verdict, judge, metric_of
+from aifactory.factory import Factory
+from aifactory.ledger import EventKind, ProductionEvent, event_key, station
+from aifactory.line import LineSpec
+from aifactory.packaging import Package, load_package, read_manifest
+from aifactory.reasons import ReasonCode
+from aifactory.store import Conflict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from aifactory.datasets import DatasetVersion
+
+log = logging.getLogger(__name__)
+
+MIN_REFIT_CORRELATION = 0.8
+MAX_REFIT_SHIFT = 0.1
+MAX_REFIT_LOSS = 0.02
+_LATENCY_CALLS = 100
+
+
+def resolve_order(f: Factory, spec: LineSpec, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Pin everything that training needs, so that the same request on the same data is the same order.
+
+    Args:
+        f: the open factory.
+        spec: the line.
+        request: `reason`, `signal`, and optionally `revision`, `recipe`, `drop_features`, `force`, `why`, `by`.
+
+    Returns:
+        The order, as written to `orders/<line>/<order_id>.json`.
+
+    Raises:
+        DatasetDefect: there are too few days to learn from or to judge on.
+        SpecError: the request names a recipe or feature that the line does not have.
+    """
+    from aifactory.recipes import check_parameters
+
+    dataset = _dataset(f, spec, request.get("revision"))
+    recipe = request.get("recipe") or spec.model.recipe
+    if recipe not in spec.model.recipes:
+        raise SpecError(f"{spec.line} declares no recipe {recipe!r}; there are {sorted(spec.model.recipes)}")
+    dropped = _dropped(spec, request.get("drop_features") or [])
+    champion = _champion(f, spec)
+    order = {
+        "line": spec.line,
+        "recipe": recipe,
+        "parameters": check_parameters(recipe, spec.model.recipes[recipe].parameters).model_dump(mode="json"),
+        "categorical": [c for c in spec.model.categorical if c not in dropped],
+        "numeric": [c for c in spec.model.numeric if c not in dropped],
+        "drop_features": dropped,
+        "revision": dataset.revision,
+        "tag": dataset.tag,
+        "dir_md5": dataset.dir_md5,
+        "spec_digest": spec.digest,
+        "seed": spec.model.seed,
+        "days": split_days(spec, dataset.days, champion["trained_until"] if champion else None),
+        "champion": champion,
+        "attempt": str(request.get("signal", "")) if request.get("force") else "",
+    }
+    content = hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()
+    order |= {
+        "order_id": f"{dataset.days[-1].replace('-', '')}-{content[:10]}",
+        **{name: str(request.get(name) or "") for name in ("reason", "signal", "why", "by")},
+    }
+    return _written(f, spec, order)
+
+
+def split_days(spec: LineSpec, days: Sequence[str], champion_until: str | None) -> dict[str, list[str]]:
+    """Which days the challenger learns, which are held out, which the refit learns: always cut by time.
+
+    Only days that the champion has not learned can be held out. Half of them are, within the line's limits: were all
+    of them, a challenger would have learned nothing that the champion had not, and the newest data would be released
+    without ever having been tried.
+
+    Raises:
+        DatasetDefect: too few days; names the numbers.
+    """
+    kept = sorted(days)[-spec.dataset.history_days :]
+    rules = spec.dataset
+    held = rules.holdout_days
+    if champion_until is not None:
+        fresh = sum(day > champion_until for day in kept)
+        if fresh < rules.min_holdout_days:
+            raise DatasetDefect(
+                ReasonCode.DATASET_TOO_SMALL,
+                f"{spec.line}: {fresh} days are newer than {champion_until}, the last that the champion has learned, and "
+                f"dataset.min_holdout_days is {rules.min_holdout_days}; ingest more days first",
+            )
+        held = min(rules.holdout_days, max(rules.min_holdout_days, fresh // 2))
+    if len(kept) < rules.min_train_days + held:
+        raise DatasetDefect(
+            ReasonCode.DATASET_TOO_SMALL,
+            f"{spec.line}: there are {len(kept)} days, and dataset.min_train_days {rules.min_train_days} plus {held} "
+            f"held-out days are needed; ingest more history",
+        )
+    return {"challenger": kept[:-held], "holdout": kept[-held:], "refit": kept}
+
+
+def train(f: Factory, spec: LineSpec, order_id: str, phase: str) -> dict[str, Any]:
+    """Carry out one phase of an order in a process of its own.
+
+    Returns:
+        {"order_id", "phase", "package", "num_rows", "seconds", "run_id", "mlflow_url", "reused"}
+    """
+    from aifactory.training.launch import launch
+
+    order = _order(f, spec, order_id)
+    with _at_station(f, spec, order, f"{order_id}/{phase}") as work:
+        made = launch(f.settings, spec.line, order_id, phase, spec.compute.timeout_minutes * 60)
+        work.num_in = work.num_good = int(made["num_rows"])
+        work.detail = {"mlflow_url": made["mlflow_url"], "seconds": made["seconds"]}
+    return made
+
+
+def evaluate(f: Factory, spec: LineSpec, order_id: str) -> dict[str, Any]:
+    """Judge the challenger. A refusal is a result, not an error: the order is scrapped, on the record.
+
+    Returns:
+        {"order_id", "passed", "reasons", "kind", "metrics", "champion_metrics", "gain", "report", "mlflow_url"}
+    """
+    order = _order(f, spec, order_id)
+    with _at_station(f, spec, order, f"{order_id}/evaluation") as work:
+        verdict = _verdict(f, spec, order)
+        work.num_in = work.num_good = int(verdict["metrics"]["num_rows"])
+        work.detail = {"passed": verdict["passed"], "report": verdict["report"]}
+        url = _tell_mlflow(f, spec, order, verdict)
+    if not verdict["passed"]:
+        first = verdict["reasons"][0]
+        _scrap(f, spec, order, ReasonCode.__members__[first["code"]], {"reasons": verdict["reasons"], "report": verdict["report"]})
+    told = ("passed", "reasons", "kind", "metrics", "champion_metrics", "gain", "report")
+    return {"order_id": order_id, **{name: verdict[name] for name in told}, "mlflow_url": url}
+
+
+def register(f: Factory, spec: LineSpec, order_id: str) -> dict[str, Any]:
+    """Make the refitted model a version of the registry.
+
+    Returns:
+        {"version", "order_id", "revision", "trained_until", "package", "mlflow_url"}
+
+    Raises:
+        TrainingDefect: the challenger was not blessed, or the refit strays from it.
+    """
+    from aifactory.training.run import candidate_prefix
+    from aifactory.training.tracking import Tracker
+
+    order = _order(f, spec, order_id)
+    verdict = _judged(f, spec, order_id)
+    if verdict is None or not verdict["passed"]:
+        raise TrainingDefect(
+            ReasonCode.GAIN_NOT_PROVEN, f"order {order_id} has not passed its evaluation, so it is not registered"
+        )
+    with _at_station(f, spec, order, order_id) as work:
+        strays = _refit_strays(f, spec, order)
+        if strays:
+            work.event = EventKind.SCRAPPED
+            raise TrainingDefect(ReasonCode.REFIT_DIVERGED, f"order {order_id}: {strays}; look at the newest days' drift")
+        tracker = Tracker(f.settings, spec.line, order_id, "refit")
+        prefix = candidate_prefix(spec.line, order_id, "refit")
+        made = f.registry(spec).register(order, prefix, verdict["metrics"], tracker.run_id)
+        tracker.tag(verdict="registered", version=made.version)
+        work.num_in = work.num_good = 1
+        work.detail = {"version": made.version, "trained_until": made.trained_until, "metrics": verdict["metrics"]}
+    return {
+        "version": made.version,
+        "order_id": order_id,
+        "revision": made.dataset_revision,
+        "trained_until": made.trained_until,
+        "package": made.package,
+        "mlflow_url": f"{f.settings.mlflow_url}/#/models/{spec.line}/versions/{made.version}",
+    }
+
+
+# --- the order
+def _dataset(f: Factory, spec: LineSpec, revision: str | None) -> DatasetVersion:
+    datasets = f.datasets(spec)
+    found = datasets.version(revision) if revision else datasets.latest()
+    if found is None or not found.days:
+        raise DatasetDefect(ReasonCode.DATASET_TOO_SMALL, f"{spec.line} has no dataset version yet; run {spec.line}.ingest")
+    return found
+
+
+def _dropped(spec: LineSpec, asked: Sequence[str]) -> list[str]:
+    unknown = sorted(set(asked) - set(spec.model.features))
+    if unknown:
+        raise SpecError(f"drop_features names {unknown}, which are no features of {spec.line}")
+    if set(asked) >= set(spec.model.features):
+        raise SpecError(f"drop_features leaves {spec.line} no feature at all")
+    return sorted(set(asked))
+
+
+def _champion(f: Factory, spec: LineSpec) -> dict[str, Any] | None:
+    """What an order has to know of the champion."""
+    champion = f.registry(spec).champion()
+    if champion is None:
+        return None
+    manifest = read_manifest(f.store, champion.package)
+    return {
+        "version": champion.version,
+        "package": champion.package,
+        "trained_until": champion.trained_until,
+        **{name: manifest[name] for name in ("recipe", "parameters", "features")},
+    }
+
+
+def _written(f: Factory, spec: LineSpec, order: dict[str, Any]) -> dict[str, Any]:
+    """Write the order once; a rerun gets the one that stands."""
+    from aifactory.training.run import order_key
+
+    try:
+        f.store.put_json(order_key(spec.line, order["order_id"]), order, if_absent=True)
+    except Conflict:
+        return _order(f, spec, order["order_id"])
+    return order
+
+
+def _order(f: Factory, spec: LineSpec, order_id: str) -> dict[str, Any]:
+    from aifactory.training.run import order_key
+
+    try:
+        return f.store.get_json(order_key(spec.line, order_id))
+    except NotFound as error:
+        raise TrainingDefect(
+            ReasonCode.TRAINING_FAILED, f"{spec.line} has no training order {order_id!r}; resolve one first"
+        ) from error
+
+
+def is_refresh(order: Mapping[str, Any]) -> bool:
+    """Whether the challenger is of the champion's make: same recipe, parameters and features, only newer data."""
+    champion = order["champion"]
+    own = {"categorical": order["categorical"], "numeric": order["numeric"]}
+    return champion is not None and (
+        (champion["recipe"], champion["parameters"], champion["features"]) == (order["recipe"], order["parameters"], own)
+    )
+
+
+# --- the judgement
+def _verdict(f: Factory, spec: LineSpec, order: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict, with its report; judged once, then read again."""
+    judged = _judged(f, spec, order["order_id"])
+    if judged is not None:
+        return judged
+    from aifactory.training.report import evaluation_page
+    from aifactory.training.run import candidate_prefix
+
+    challenger = load_package(f, candidate_prefix(spec.line, order["order_id"], "challenger"))
+    champion = load_package(f, order["champion"]["package"]) if order["champion"] else None
+    held_out = _held_out(f, spec, order, [challenger] + ([champion] if champion else []))
+    verdict: Verdict = judge(
+        spec,
+        held_out,
+        challenger.predict(held_out),
+        champion.predict(held_out) if champion else None,
+        refresh=is_refresh(order),
+        latency_ms=latency_ms(challenger, held_out),
+        size_mb=challenger.size_bytes / 1e6,
+    )
+    folder = _report_folder(spec, order["order_id"])
+    page = f"{folder}/index.html"
+    judged = verdict.to_dict() | {"report": page}
+    f.store.put(page, evaluation_page(order, judged).encode(), content_type="text/html; charset=utf-8")
+    f.store.put_json(f"{folder}/evaluation.json", judged)
+    return judged
+
+
+def latency_ms(package: Package, table: pa.Table) -> float:
+    """p95 of scoring one row from Arrow to probability, ms; of three rounds the one that was disturbed least."""
+    import numpy as np
+
+    rows = [table.slice(i % table.num_rows, 1) for i in range(_LATENCY_CALLS)]
+    rounds = []
+    for _ in range(3):
+        taken = []
+        for row in rows:
+            began = time.perf_counter()
+            package.predict(row)
+            taken.append(time.perf_counter() - began)
+        rounds.append(float(np.quantile(taken, 0.95)))
+    return round(min(rounds) * 1000, 3)
+
+
+def _held_out(f: Factory, spec: LineSpec, order: Mapping[str, Any], packages: Sequence[Package]) -> pa.Table:
+    """The held-out rows with an outcome, with every column that the judgement looks at."""
+    import pyarrow.compute as pc
+
+    named = [spec.model.target, spec.model.prediction_time, *spec.evaluation.slices]
+    columns = sorted({*named, *(name for p in packages for name in [*p.categorical, *p.numeric])})
+    table = f.datasets(spec).read(order["revision"], order["days"]["holdout"], columns)
+    known = table.filter(pc.is_valid(table[spec.model.target])).combine_chunks()
+    if len(pc.unique(known[spec.model.target])) < 2:
+        raise DatasetDefect(
+            ReasonCode.DATASET_TOO_SMALL,
+            f"{spec.line}: the {known.num_rows} held-out rows of {order['days']['holdout']} do not have both outcomes, so "
+            f"nothing can be judged on them; wait for more days",
+        )
+    return known
+
+
+def _refit_strays(f: Factory, spec: LineSpec, order: Mapping[str, Any]) -> str:
+    """How the refit strays from the blessed challenger on the held-out days, which it has learned; empty if not."""
+    import numpy as np
+
+    from aifactory.training.run import candidate_prefix
+
+    packages = [load_package(f, candidate_prefix(spec.line, order["order_id"], p)) for p in ("challenger", "refit")]
+    table = _held_out(f, spec, order, packages)
+    blessed, refit = (package.predict(table) for package in packages)
+    labels = table[spec.model.target].to_numpy()
+    correlation = float(np.corrcoef(blessed, refit)[0, 1])
+    shift = abs(float(refit.mean()) - float(blessed.mean()))
+    lost = metric_of(spec.evaluation.metric, labels, blessed) - metric_of(spec.evaluation.metric, labels, refit)
+    found = [
+        (not correlation >= MIN_REFIT_CORRELATION, f"correlation {correlation:.3f} is below {MIN_REFIT_CORRELATION}"),
+        (shift > MAX_REFIT_SHIFT, f"the mean score moved by {shift:.3f}, more than {MAX_REFIT_SHIFT}"),
+        (lost > MAX_REFIT_LOSS, f"it is worse by {lost:.4f} on days that it has learned"),
+    ]
+    return "; ".join(message for strays, message in found if strays)
+
+
+def _judged(f: Factory, spec: LineSpec, order_id: str) -> dict[str, Any] | None:
+    try:
+        return f.store.get_json(f"{_report_folder(spec, order_id)}/evaluation.json")
+    except NotFound:
+        return None
+
+
+def _report_folder(spec: LineSpec, order_id: str) -> str:
+    return f"reports/{spec.line}/train/{order_id}"
+
+
+# --- the record
+def _at_station(f: Factory, spec: LineSpec, order: Mapping[str, Any], unit: str) -> Any:
+    return station(
+        f.ledger, spec.line, "train", "model", unit,
+        partition=order["days"]["refit"][-1], run_id=order["signal"], revision=order["order_id"],
+    )  # fmt: skip
+
+
+def _scrap(f: Factory, spec: LineSpec, order: Mapping[str, Any], reason: ReasonCode, detail: dict[str, Any]) -> None:
+    order_id = order["order_id"]
+    f.ledger.record(
+        ProductionEvent(
+            line=spec.line,
+            station="train",
+            unit_kind="model",
+            unit=order_id,
+            event=EventKind.SCRAPPED,
+            key=event_key(spec.line, "train", order_id, EventKind.SCRAPPED, order_id),
+            reason=reason,
+            num_in=1,
+            num_bad=1,
+            partition=order["days"]["refit"][-1],
+            run_id=order["signal"],
+            detail={**detail, "recipe": order["recipe"], "why": order["why"]},
+        )
+    )
+
+
+def _tell_mlflow(f: Factory, spec: LineSpec, order: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
+    """Put the judgement on the challenger's run; gives the run's URL."""
+    from aifactory.training.tracking import Tracker
+
+    tracker = Tracker(f.settings, spec.line, order["order_id"], "challenger")
+    codes = ",".join(reason["code"] for reason in verdict["reasons"])
+    said = "; ".join(reason["message"] for reason in verdict["reasons"])
+    tracker.tag(verdict="passed" if verdict["passed"] else "refused", refused_codes=codes, refused_because=said)
+    measured = {f"holdout.{k}": v for k, v in verdict["metrics"].items()}
+    if verdict["gain"]:
+        measured |= {f"gain.{k}": verdict["gain"][k] for k in ("mean", "low", "high")}
+    tracker.progress(0, measured)
+    tracker.flush()
+    tracker.artifact(json.dumps(verdict, indent=1), "evaluation.json")
+    return tracker.url
