@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 _INDEX = "dataset.json"
 _DVC_FILE = "data.dvc"
 _MAX_RACES = 30
+_VERSIONS_A_PACK = 100
 _CONNECTIONS = 8
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -137,26 +138,32 @@ class DatasetRepository:
         """
         _check_days(partitions, removed)
         self.init()
-        with ThreadPoolExecutor(min(_CONNECTIONS, len(partitions) or 1)) as pool:
-            added = dict(zip(partitions, pool.map(self._upload, partitions, partitions.values()), strict=True))
         with self._git.scratch() as scratch:
+            with ThreadPoolExecutor(_CONNECTIONS) as pool:  # the newest version comes while the new bytes go
+                newest = pool.submit(self._load, scratch)
+                added = dict(zip(partitions, pool.map(self._upload, partitions, partitions.values()), strict=True))
+            before = newest.result()
             for attempt in range(1, _MAX_RACES + 1):
-                version = self._try_commit(scratch, added, message, removed)
+                version = self._try_commit(scratch, before, added, message, removed)
                 if version is not None:
                     return version
                 log.info("another writer of %s was first; attempt %s on its version", self.line, attempt + 1)
                 time.sleep(min(0.02 * attempt, 0.5) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret, only spread
+                before = self._load(scratch)
         raise InfrastructureFault(
             ReasonCode.DATASET_CONFLICT,
             f"{_MAX_RACES} pushes to {self.url} lost against other writers; run the partition again",
         )
 
     def _try_commit(
-        self, scratch: Scratch, added: Mapping[str, Partition], message: str, removed: Sequence[str]
+        self,
+        scratch: Scratch,
+        before: DatasetVersion | None,
+        added: Mapping[str, Partition],
+        message: str,
+        removed: Sequence[str],
     ) -> DatasetVersion | None:
         """One attempt on the newest version; None where another writer was first."""
-        parent = scratch.fetch(BRANCH)
-        before = self._read_version(scratch, parent) if parent else None
         old = before.partitions if before else {}
         new = {day: part for day, part in {**old, **added}.items() if day not in removed}
         if not new:
@@ -168,12 +175,15 @@ class DatasetRepository:
         number = before.number + 1 if before else 1
         dir_md5 = self._put_manifest(new)
         files = self._files(number, dir_md5, new)
+        parent = before.revision if before else None
         revision = scratch.write(parent, files, f"{_tag(number)}: {message}")
         tags = {_tag(number): revision}
         if before:
             tags[before.tag] = before.revision  # heals a crash between the branch and its tag
         if not scratch.push(revision, parent, tags):
             return None
+        if number % _VERSIONS_A_PACK == 0:
+            self._git.clean_up()
         return DatasetVersion(revision, number, dir_md5, new)
 
     def _upload(self, day: str, body: bytes | str) -> Partition:
@@ -324,8 +334,12 @@ class DatasetRepository:
         if not self._git.exists:
             return None
         with self._git.scratch() as scratch:
-            commit = scratch.fetch(revision)
-            return self._read_version(scratch, commit) if commit else None
+            return self._load(scratch, revision)
+
+    def _load(self, scratch: Scratch, revision: str = BRANCH) -> DatasetVersion | None:
+        """The version that a branch, tag or commit names; None where there is none."""
+        commit = scratch.fetch(revision)
+        return self._read_version(scratch, commit) if commit else None
 
     def _read_version(self, scratch: Scratch, commit: str) -> DatasetVersion:
         """What a commit holds, checked: `data.dvc` and the index must speak of the same content."""

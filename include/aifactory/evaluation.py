@@ -45,7 +45,7 @@ def roc_auc(y: Array, p: Array) -> float:
 
 
 def average_precision(y: Array, p: Array) -> float:
-    """Mean precision over the recalls, Σ (R_k − R_{k−1}) P_k, not interpolated. NaN where there is no positive."""
+    """Mean precision over the recalls, Σ (R_k - R_{k-1}) P_k, not interpolated. NaN where there is no positive."""
     import numpy as np
 
     return float(_weighted(y, p, np.ones((1, len(y))), "average_precision")[0])
@@ -59,7 +59,7 @@ def brier(y: Array, p: Array) -> float:
 
 
 def expected_calibration_error(y: Array, p: Array, bins: int = CALIBRATION_BINS) -> float:
-    """Σ n_b/n · |mean outcome − mean probability| over equal-width bins of p (Guo et al. 2017), 0 to 1."""
+    """Σ n_b/n · |mean outcome - mean probability| over equal-width bins of p (Guo et al. 2017), 0 to 1."""
     import numpy as np
 
     table = calibration_table(y, p, bins)
@@ -261,7 +261,9 @@ def judge(
     )
 
 
-def judge_slices(rules: Evaluation, table: pa.Table, y: Array, challenger: Array, champion: Array) -> list[dict[str, Any]]:
+def judge_slices(
+    rules: Evaluation, table: pa.Table, y: Array, challenger: Array, champion: Array
+) -> list[dict[str, Any]]:
     """The primary metric of both in every slice with enough rows of both classes."""
     import numpy as np
 

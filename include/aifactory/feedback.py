@@ -1,11 +1,13 @@
 """The judgement of a model in service: what it said against what happened, and how far its world has moved.
 
-A window is the partitions that end with one day. What is known of a window is written once it has outcomes, depends on
-stored content alone, and is what the line's rule decides from.
+A window is the newest scored days of one model, up to a day. A window of fewer days than the line asks for is still
+forming: it is measured and shown, and breaks no limit, because a single day says more about its weather than about the
+model. What is known of a window depends on stored content alone, and is what the line's rule decides from.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -16,7 +18,6 @@ from aifactory.line import Feedback, LineSpec
 from aifactory.reasons import ReasonCode
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     import pyarrow as pa
 
@@ -30,64 +31,136 @@ class Decision:
     explanation: str
 
 
+# --- what a window is made of
+def outcomes_due(spec: LineSpec, day: str, newest_day: str) -> bool:
+    """Whether the outcomes of a day are complete by the newest day that the factory has seen.
+
+    The data's own calendar is the clock, so that a replay and a backfill decide as the nights did.
+    """
+    return days_apart(day, newest_day) * 24 >= spec.feedback.label_delay_hours
+
+
+def window_days(spec: LineSpec, day: str, scored: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The days of the window that ends with a day: the newest ones that the same model scored, oldest first.
+
+    Days of an earlier life of the model (it was rolled back to) do not count: none is older than two window lengths.
+    """
+    model, span = scored[day]["model_version"], spec.feedback.window_days
+    own = [d for d in sorted(scored) if d <= day and scored[d]["model_version"] == model]
+    return [d for d in own if days_apart(d, day) < 2 * span][-span:]
+
+
 def join_outcomes(spec: LineSpec, predictions: pa.Table, units: pa.Table) -> pa.Table:
-    """Predictions with the units' features and outcomes, in the order of the units; units without prediction fall out."""
+    """One day's predictions with the units' features and outcomes, in the units' order.
+
+    Units without a prediction fall out. To be called day by day: the entity key is unique within a partition only.
+    """
     import pyarrow as pa
 
     keys = spec.model.entity_key
     numbered = units.append_column("_row", pa.array(range(units.num_rows), pa.int64()))
-    return numbered.join(predictions.select([*keys, "score"]), keys=keys, join_type="inner").sort_by("_row")
+    joined = numbered.join(predictions.select([*keys, "score"]), keys=keys, join_type="inner").sort_by("_row")
+    return joined.drop_columns(["_row"])
 
 
-def feature_drift(spec: LineSpec, profile: Mapping[str, Any], rows: pa.Table) -> dict[str, dict[str, float]]:
-    """PSI and the p-value of a second test for every feature of the model (Kolmogorov-Smirnov, chi-square)."""
-    found = {}
-    for name in profile["numeric"]:
-        found[name] = numeric_drift(profile["numeric"][name], _floats(rows, name), int(profile["num_rows"]))
-    for name, shares in profile["categorical"].items():
-        known = sorted(shares)
-        expected = [*(float(shares[k]) for k in known), max(1.0 - sum(shares.values()), 0.0)]
-        actual = drift.category_shares(rows[name].to_pylist(), known)
-        p_value = drift.chi_square(expected, [share * rows.num_rows for share in actual])
-        found[name] = {"psi": round(drift.psi(expected, actual), 4), "p_value": p_value}
-    return found
+# --- measuring
+def live_metrics(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> dict[str, float]:
+    """The metrics of the evaluation gate on live rows; without those that are undefined for one class alone."""
+    from aifactory.evaluation import metrics
+
+    if not len(target):
+        return {}
+    return {name: round(value, 6) for name, value in metrics(target, score).items() if math.isfinite(value)}
 
 
-def numeric_drift(
-    reference: Mapping[str, Any], values: npt.NDArray[np.floating[Any]], num_rows: int
-) -> dict[str, float]:
-    """PSI (ten bins and one for missing values) and the Kolmogorov-Smirnov test of one numeric column."""
+def feature_drift(profile: Mapping[str, Any], rows: pa.Table) -> dict[str, dict[str, float]]:
+    """PSI and the p-value of a second test (Kolmogorov-Smirnov, chi-square) for every feature of the model."""
+    from aifactory.packaging import numeric_column
+
+    num_rows = int(profile["num_rows"])
+    numeric = {n: numeric_drift(p, numeric_column(rows, n), num_rows) for n, p in profile["numeric"].items()}
+    return numeric | {n: categorical_drift(p["shares"], rows[n]) for n, p in profile["categorical"].items()}
+
+
+def numeric_drift(profile: Mapping[str, Any], values: npt.NDArray[Any], num_reference: int) -> dict[str, float]:
+    """Drift of one numeric column from its profile; missing values are a bin, so a silent sensor counts as drift.
+
+    Args:
+        profile: see `training.profile`.
+        values: the column now, NaN where missing.
+        num_reference: rows that the profile was made of.
+    """
     import numpy as np
 
-    edges = drift.bin_edges(reference["quantiles"])
-    missing = float(reference.get("missing", 0.0))
-    expected = _reference_shares(reference["quantiles"], edges, missing)
-    statistic, p_value = drift.ks(reference["quantiles"], np.asarray(values, dtype=np.float64), num_rows)
+    from aifactory.training.profile import bin_shares
+
+    missing = float(np.isnan(values).mean()) if len(values) else 0.0
+    expected = _with_missing(profile["shares"], float(profile["missing_share"]))
+    actual = _with_missing(bin_shares(values, profile["edges"]), missing)
+    known = round(num_reference * (1 - profile["missing_share"]))
+    statistic, p_value = drift.ks(profile["quantiles"], values, known)
+    return {"psi": round(drift.psi(expected, actual), 4), "ks": round(statistic, 4), "p_value": _rounded(p_value)}
+
+
+def categorical_drift(expected: Mapping[str, float], column: pa.ChunkedArray) -> dict[str, float]:
+    """Drift of one column of categories; one that training never saw counts under "never seen"."""
+    from aifactory.training.profile import category_shares
+
+    now = category_shares(column)
+    wanted = [*expected.values(), 0.0]
+    actual = [*(now.get(name, 0.0) for name in expected), sum(s for name, s in now.items() if name not in expected)]
+    p_value = drift.chi_square(wanted, [share * len(column) for share in actual])
+    return {"psi": round(drift.psi(wanted, actual), 4), "p_value": _rounded(p_value)}
+
+
+def measure(spec: LineSpec, manifest: Mapping[str, Any], rows: pa.Table) -> dict[str, Any]:
+    """Everything about a window but its verdict.
+
+    Args:
+        spec: the line.
+        manifest: of the model that made the scores.
+        rows: joined rows of the window's days.
+    """
+    import pyarrow.compute as pc
+
+    profile, limit = manifest["training_profile"], spec.feedback.max_feature_psi
+    known = rows.filter(pc.is_valid(rows[spec.model.target]))
+    features = feature_drift(profile, rows)
+    drifted = sorted(name for name, moved in features.items() if moved["psi"] > limit)
+    num_reference = int(profile["baseline"].get("num_rows", 0))
+    scored = numeric_drift(profile["score"], rows["score"].to_numpy(), num_reference)
     return {
-        "psi": round(drift.psi(expected, drift.bin_shares(values, edges)), 4),
-        "ks": round(statistic, 4),
-        "p_value": p_value,
+        "primary": spec.evaluation.metric,
+        "metrics": live_metrics(known[spec.model.target].to_numpy(), known["score"].to_numpy()),
+        "released": {name: round(value, 6) for name, value in profile["baseline"].items()},
+        "num_scored": rows.num_rows,
+        "num_outcomes": known.num_rows,
+        "drift": {
+            "score_psi": scored["psi"],
+            "score_ks": scored["ks"],
+            "score_p_value": scored["p_value"],
+            "num_drifted": len(drifted),
+            "drifted": drifted,
+            "drifted_share": round(len(drifted) / max(len(features), 1), 4),
+            "features": features,
+        },
     }
 
 
-def violations(limits: Feedback, window: Mapping[str, Any], released: float | None) -> list[str]:
-    """Which limits a window breaks, each with its number.
-
-    Args:
-        limits: the line's.
-        window: with `metrics` and `drift`.
-        released: the primary metric that the model was released with.
-    """
-    metrics, moved = window["metrics"], window["drift"]
+def violations(limits: Feedback, window: Mapping[str, Any]) -> list[str]:
+    """Which limits a measured window breaks, each with its number; none while it is forming."""
+    if window["num_days"] < limits.window_days:
+        return []
+    name, metrics, moved = window["primary"], window["metrics"], window["drift"]
     found = []
-    primary = metrics.get(window["primary"])
-    if released is not None and primary is not None and released - primary > limits.max_metric_drop:
+    drop = window["released"].get(name, math.nan) - metrics.get(name, math.nan)
+    if drop > limits.max_metric_drop:
         found.append(
-            f"{window['primary']} {primary:.3f} is {released - primary:.3f} below the released {released:.3f} "
-            f"(limit {limits.max_metric_drop})"
+            f"{name} {metrics[name]:.3f} is {drop:.3f} below the {window['released'][name]:.3f} that the model was "
+            f"released with (limit {limits.max_metric_drop})"
         )
-    error = metrics.get("calibration_error")
-    if error is not None and error > limits.max_calibration_error:
+    error = metrics.get("calibration_error", 0.0)
+    if error > limits.max_calibration_error:
         found.append(f"calibration error {error:.3f} (limit {limits.max_calibration_error})")
     if moved["score_psi"] > limits.max_score_psi:
         found.append(f"score PSI {moved['score_psi']:.3f} (limit {limits.max_score_psi})")
@@ -99,39 +172,70 @@ def violations(limits: Feedback, window: Mapping[str, Any], released: float | No
     return found
 
 
+# --- deciding
 def decide(
-    spec: LineSpec, windows: Sequence[Mapping[str, Any]], trained_until: str, newest_day: str, called_on: Sequence[str]
+    spec: LineSpec,
+    windows: Sequence[Mapping[str, Any]],
+    trained_until: str,
+    newest_day: str,
+    called_on: Sequence[str],
 ) -> Decision:
-    """Apply the line's rule.
+    """Apply the line's rule to the life of its champion.
 
     Args:
         spec: the line.
-        windows: the judged windows of the champion's life, oldest first.
+        windows: `day` and `violations` of the champion's windows, oldest first.
         trained_until: last day that the champion learned from.
         newest_day: newest day of the dataset.
-        called_on: days on which a retrain of this champion was called for before.
+        called_on: days on which a retrain of this champion was called for before. A champion that outlived such a call
+            (its challenger was refused) is judged by the windows after it, and the cadence stays due.
     """
-    rule = spec.feedback
-    if called_on and days_apart(max(called_on), newest_day) < rule.cooldown_days:
-        return Decision(False, None, f"a retrain was called for on {max(called_on)}, within {rule.cooldown_days} days")
-    newest = [w for w in windows if not called_on or w["day"] > max(called_on)][-rule.rule_windows :]
+    rule, last = spec.feedback, max(called_on, default="")
+    if last and resting(spec, last, newest_day):
+        return Decision(False, None, f"a retrain was called for on {last}, the cooldown is {rule.cooldown_days} days")
+    newest = [w for w in windows if w["day"] > last][-rule.rule_windows :]
     broken = [w for w in newest if w["violations"]]
+    count = f"{len(broken)} of the {len(newest)} newest windows broke a limit"
     if len(broken) >= rule.rule_violations:
-        last = f"{broken[-1]['day']}: {'; '.join(broken[-1]['violations'])}"
-        return Decision(
-            True, ReasonCode.DRIFT, f"{len(broken)} of the {len(newest)} newest windows broke a limit; {last}"
-        )
+        what = f"on {broken[-1]['day']}: {'; '.join(broken[-1]['violations'])}"
+        return Decision(True, ReasonCode.DRIFT, f"{count}, {rule.rule_violations} call for a retrain; {what}")
     age = days_apart(trained_until, newest_day)
     if age >= rule.cadence_days:
         return Decision(
-            True, ReasonCode.CADENCE_DUE, f"the champion's data ends {age} days ago, the cadence is {rule.cadence_days}"
+            True,
+            ReasonCode.CADENCE_DUE,
+            f"the champion's data ends {age} days ago, the cadence is {rule.cadence_days} days",
         )
     return Decision(
         False,
         None,
-        f"{len(broken)} of the {len(newest)} newest windows broke a limit ({rule.rule_violations} would call), "
-        f"the champion's data ends {age} days ago",
+        f"{count}, {rule.rule_violations} would call for a retrain; the champion's data ends {age} days ago, "
+        f"the cadence is {rule.cadence_days}",
     )
+
+
+def decide_first(spec: LineSpec, num_days: int, newest_day: str, called_on: Sequence[str]) -> Decision:
+    """Whether a line without a model has data enough for one.
+
+    Args:
+        spec: the line.
+        num_days: partitions of its dataset.
+        newest_day: the newest of them.
+        called_on: days on which the first model was called for before.
+    """
+    last, needed = max(called_on, default=""), spec.dataset.min_train_days + spec.dataset.min_holdout_days
+    if num_days < needed:
+        return Decision(False, None, f"there are {num_days} days of data, a first model needs {needed}")
+    if last and resting(spec, last, newest_day):
+        return Decision(
+            False, None, f"the first model was called for on {last}, the cooldown is {spec.feedback.cooldown_days} days"
+        )
+    return Decision(True, ReasonCode.FIRST_MODEL, f"there are {num_days} days of data and no model yet")
+
+
+def resting(spec: LineSpec, called_on: str, newest_day: str) -> bool:
+    """Whether the last call for a retrain is so near that none may follow; never twice on the same day."""
+    return days_apart(called_on, newest_day) < max(spec.feedback.cooldown_days, 1)
 
 
 def days_apart(earlier: str, later: str) -> int:
@@ -139,18 +243,11 @@ def days_apart(earlier: str, later: str) -> int:
     return (date.fromisoformat(later) - date.fromisoformat(earlier)).days
 
 
-def _reference_shares(quantiles: Sequence[float], edges: Sequence[float], missing: float) -> list[float]:
-    """Shares of the reference in the bins of its own edges; ties make bins of unequal shares."""
-    import numpy as np
-
-    grid = np.asarray(quantiles, dtype=np.float64)
-    below = np.searchsorted(grid, np.asarray(edges), side="right") / len(grid)
-    shares = np.diff([0.0, *below, 1.0]) * (1.0 - missing)
-    return [*map(float, shares), missing]
+def _with_missing(shares: Sequence[float], missing: float) -> list[float]:
+    """Shares of the present values, and last the share of the missing ones."""
+    return [*(share * (1 - missing) for share in shares), missing]
 
 
-def _floats(rows: pa.Table, name: str) -> npt.NDArray[np.floating[Any]]:
-    import numpy as np
-    import pyarrow as pa
-
-    return np.asarray(rows[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+def _rounded(p_value: float) -> float:
+    """Four significant digits: what lies beyond differs between machines."""
+    return float(f"{p_value:.4g}")

@@ -339,11 +339,12 @@ def _engine_class() -> Any:
                 return []
             columns = _columns_of(metric.metric_domain_kwargs)
             condition = _metric_condition(metric, self._relation)
-            rows = self._con.execute(
+            found = self._con.sql(
                 f"SELECT {', '.join(map(_quote, columns))} FROM {self._relation} WHERE {condition} "  # noqa: S608
                 f"LIMIT {NUM_SAMPLES}"
-            ).fetchall()
-            return [r[0] if len(r) == 1 else dict(zip(columns, r, strict=True)) for r in rows]
+            )
+            rows = found.to_arrow_table().to_pylist()
+            return [r[columns[0]] if len(columns) == 1 else r for r in rows]
 
         def get_batch_data_and_markers(self, batch_spec: Any) -> Any:
             """There is one relation, given at the start; GX never asks for another."""

@@ -1,7 +1,8 @@
 """Git without a working copy: one commit is fetched, read, replaced by a new one and pushed as a compare-and-swap.
 
 A `Scratch` repository lives as long as one piece of work, so that writers never share anything but the remote. It
-takes few git processes, because each costs milliseconds: `fetch --depth=1`, `cat-file --batch`, `fast-import`, `push`.
+takes few git processes, because each costs milliseconds: `fetch --depth=1` (a folder's objects are borrowed instead),
+`cat-file --batch`, `fast-import`, `push`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ _LOCKED = re.compile(r"(cannot|failed to|unable to) lock|\.lock'", re.IGNORECASE
 _IDENTITY = "AI factory <factory@localhost>"
 _KEPT_VARIABLES = ("GIT_ASKPASS", "GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "GIT_EXEC_PATH")
 # Our own global file, not variables: git hands it on to the processes that it starts in the other repository.
-_CONFIG = "[safe]\n\tdirectory = *\n[fastimport]\n\tunpackLimit = 1\n[advice]\n\tdetachedHead = false\n"
+_SCRATCH_CONFIG = "[safe]\n\tdirectory = *\n[fastimport]\n\tunpackLimit = 1\n[advice]\n\tdetachedHead = false\n"
+# What a version names must survive a power cut, so every object is flushed before its ref moves. Git would clean up
+# in the background after a push: a process that nobody ends; see `Remote.clean_up`.
+_SHARED_CONFIG = "[core]\n\tfsync = committed\n\tfsyncMethod = batch\n[receive]\n\tautogc = false\n"
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,19 @@ class Remote:
         with tempfile.TemporaryDirectory(prefix=".init-", dir=self.folder.parent) as temporary:
             fresh = Path(temporary) / "repository"
             _git(Path(temporary), "init", "--quiet", "--bare", "--template=", f"--initial-branch={BRANCH}", str(fresh))
-            # What a version names must survive a power cut, so every object is flushed before its ref moves.
             with (fresh / "config").open("a") as config:
-                config.write("[core]\n\tfsync = committed\n\tfsyncMethod = batch\n")
+                config.write(_SHARED_CONFIG)
             try:
                 fresh.rename(self.folder)
             except OSError:
                 if not self.exists:
                     raise
+
+    def clean_up(self) -> None:
+        """Pack what has gathered, where it is a folder; others may write and read meanwhile."""
+        if self.folder is not None:
+            with self.scratch() as scratch:
+                scratch.pack(self.folder)
 
     @contextmanager
     def scratch(self) -> Iterator[Scratch]:
@@ -96,13 +105,20 @@ class Scratch:
     def __init__(self, remote: Remote, folder: Path) -> None:
         self.remote = remote
         self._folder = folder
-        (folder / ".gitconfig").write_text(_CONFIG)
-        self._git("init", "--quiet", "--bare", "--template=", "--initial-branch=scratch", ".")
+        (folder / ".gitconfig").write_text(_SCRATCH_CONFIG)
+        (folder / "HEAD").write_text("ref: refs/heads/scratch\n")  # these three are what makes a bare repository
+        (folder / "objects" / "info").mkdir(parents=True)
+        (folder / "refs").mkdir()
+        if remote.folder is not None:
+            (folder / "objects" / "info" / "alternates").write_text(f"{remote.folder / 'objects'}\n")
 
     def fetch(self, revision: str, depth: int = 1) -> str | None:
         """Bring a branch, tag or commit, without its history; its commit, or None where there is no such thing."""
+        if self.remote.folder is not None:
+            return self._look_up(self.remote.folder, revision)
         done = self._git(
-            "fetch", "--quiet", f"--depth={depth}", "--no-tags", self.remote.transport, revision, check=False
+            *("fetch", "--quiet", "--no-auto-gc", f"--depth={depth}", "--no-tags", self.remote.transport, revision),
+            check=False,
         )
         if done.returncode == 0:
             return (self._folder / "FETCH_HEAD").read_text()[:40]
@@ -163,6 +179,18 @@ class Scratch:
             return []
         told = self._git("log", f"--max-count={limit}", "--format=%H %ct %s", tip).stdout.decode()
         return [Commit(each[0], int(each[1]), each[2]) for each in (row.split(" ", 2) for row in told.splitlines())]
+
+    def pack(self, folder: Path) -> None:
+        """Pack the objects of a repository on this machine; what nobody names and is older than two weeks goes."""
+        self._git(f"--git-dir={folder}", "gc", "--quiet")
+
+    def _look_up(self, folder: Path, revision: str) -> str | None:
+        done = self._git(f"--git-dir={folder}", "rev-parse", "--verify", f"{revision}^{{commit}}", check=False)
+        if done.returncode == 0:
+            return done.stdout.decode().strip()
+        if re.search("Needed a single revision|bad object|unknown revision", _said(done)):
+            return None
+        raise _fault(f"look-up of {revision} in {folder}", done)
 
     def _remove_stale_locks(self) -> None:
         """Free the refs of a folder from locks whose holder died (git holds one for milliseconds)."""

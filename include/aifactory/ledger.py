@@ -172,7 +172,7 @@ class Ledger:
         return create_engine(
             self._dsn,
             poolclass=NullPool,
-            connect_args={"connect_timeout": 10, "options": "-c statement_timeout=60000"},
+            connect_args={"connect_timeout": 10, "tcp_user_timeout": 30_000},
             json_serializer=_to_json,
         )
 

@@ -99,9 +99,7 @@ class Package:
                 ReasonCode.PACKAGE_INVALID,
                 f"the table lacks {missing}, which the model in {self.prefix} was trained on; rebuild the features",
             )
-        parts = [
-            self._run(table.slice(start, _CHUNK_ROWS)) for start in range(0, max(table.num_rows, 1), _CHUNK_ROWS)
-        ]
+        parts = [self._run(table.slice(start, _CHUNK_ROWS)) for start in range(0, max(table.num_rows, 1), _CHUNK_ROWS)]
         return np.concatenate(parts)
 
     def _run(self, table: pa.Table) -> npt.NDArray[np.float32]:
@@ -220,7 +218,9 @@ def open_session(onnx: bytes, threads: int, prefix: str = "") -> ort.InferenceSe
     try:
         return ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own classes straight from C++
-        raise PackageDefect(ReasonCode.PACKAGE_INVALID, f"{prefix}/{MODEL_FILE} is not a usable graph: {error}") from error
+        raise PackageDefect(
+            ReasonCode.PACKAGE_INVALID, f"{prefix}/{MODEL_FILE} is not a usable graph: {error}"
+        ) from error
 
 
 def golden(table: pa.Table, categorical: Sequence[str], numeric: Sequence[str]) -> dict[str, list[Any]]:

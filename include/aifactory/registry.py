@@ -183,9 +183,7 @@ class Registry:
         }
         history = [*(current.history if current else []), {**reign, "how": how, "by": by, "why": why}]
         pointer: dict[str, Any] = {**reign, "previous": current.version if current else None, "history": history}
-        etag = self.store.put_json(
-            self.champion_key, pointer, if_match=expected_etag, if_absent=expected_etag is None
-        )
+        etag = self.store.put_json(self.champion_key, pointer, if_match=expected_etag, if_absent=expected_etag is None)
         switched = Champion(**pointer, etag=etag)
         self.follow(switched)
         return switched

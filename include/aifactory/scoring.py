@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aifactory.dayindex import DayIndex, Entry
 from aifactory.errors import NotFound
 from aifactory.factory import Factory
 from aifactory.line import LineSpec
@@ -24,9 +25,13 @@ def predictions_key(line: str, day: str) -> str:
     return f"predictions/{line}/date={day}.parquet"
 
 
-def receipt_key(line: str, day: str) -> str:
-    """Key of what one day's predictions were made from."""
-    return f"predictions/{line}/receipts/{day}.json"
+def scored_days(f: Factory, spec: LineSpec) -> DayIndex:
+    """What was made of each day.
+
+    An entry has `content` (hash of the rows), `model_version`, `dataset_revision`, `num_rows`, `mean_score`, `docs`
+    and `refused`: whether the gate held the predictions back.
+    """
+    return DayIndex(f.store, f"predictions/{spec.line}/index.json")
 
 
 def honest_reign(reigns: Sequence[Mapping[str, Any]], day: str) -> Mapping[str, Any] | None:
@@ -35,54 +40,100 @@ def honest_reign(reigns: Sequence[Mapping[str, Any]], day: str) -> Mapping[str, 
 
 
 def pending(
-    reigns: Sequence[Mapping[str, Any]], content: Mapping[str, str], done: Mapping[str, Mapping[str, Any]]
+    reigns: Sequence[Mapping[str, Any]],
+    content: Mapping[str, str],
+    done: Mapping[str, Entry],
+    asked: str | None = None,
 ) -> list[tuple[str, Mapping[str, Any]]]:
     """Days to score with the reign that scores each, oldest first.
 
-    A day is pending when no predictions stand, or its rows have changed since. A newer model does not make a scored day
-    pending: its predictions are what the line said in time, and are not rewritten in hindsight.
+    A day is pending when it was never scored or its rows have changed since. A newer model does not make a scored day
+    pending: its predictions are what the line said in time, and are not rewritten in hindsight, so a corrected day is
+    scored again by the model that scored it first. A day whose predictions were refused is tried again when its rows
+    or its model have changed, or when it is asked for.
 
     Args:
         reigns: the champions so far, oldest first.
         content: hash of every dataset day.
-        done: receipts by day.
+        done: what was made of each day.
+        asked: the day that an operator or a run asks for.
     """
     found = []
-    for day, md5 in sorted(content.items()):
-        receipt = done.get(day)
-        if receipt is not None and receipt["content"] == md5:
-            continue
-        reign = _same_version(reigns, receipt) or honest_reign(reigns, day)
-        if reign is not None:
+    for day, rows in sorted(content.items()):
+        entry = done.get(day)
+        reign = _first_scorer(reigns, entry) or honest_reign(reigns, day)
+        if reign is not None and not _settled(entry, rows, reign["version"], day == asked):
             found.append((day, reign))
     return found
 
 
-def _same_version(reigns: Sequence[Mapping[str, Any]], receipt: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """A corrected day is scored again by the model that scored it first."""
-    if receipt is None:
+def _settled(entry: Entry | None, rows: str, version: str, asked: bool) -> bool:
+    """Whether nothing is left to do for these rows."""
+    if entry is None or entry["content"] != rows:
+        return False
+    return not entry["refused"] or (entry["model_version"] == version and not asked)
+
+
+def _first_scorer(reigns: Sequence[Mapping[str, Any]], entry: Entry | None) -> Mapping[str, Any] | None:
+    if entry is None or entry["refused"]:
         return None
-    return next((r for r in reigns if r["version"] == receipt["model_version"]), None)
+    return next((reign for reign in reigns if reign["version"] == entry["model_version"]), None)
 
 
 def predict_day(spec: LineSpec, package: Package, units: pa.Table, version: str, revision: str) -> pa.Table:
-    """The predictions of one day: entity key, prediction time, score, model version and dataset revision on every row."""
+    """The predictions of one day: entity key, prediction time, score, model version, dataset revision on every row."""
     import pyarrow as pa
 
     kept = units.select([*spec.model.entity_key, spec.model.prediction_time])
-    rows = kept.num_rows
     return (
         kept.append_column("score", pa.array(package.predict(units), pa.float32()))
-        .append_column("model_version", pa.array([version] * rows, pa.string()))
-        .append_column("dataset_revision", pa.array([revision] * rows, pa.string()))
+        .append_column("model_version", pa.repeat(version, kept.num_rows))
+        .append_column("dataset_revision", pa.repeat(revision, kept.num_rows))
     )
 
 
-def receipts(f: Factory, spec: LineSpec) -> dict[str, dict[str, Any]]:
-    """What every scored day was made from, by day."""
-    prefix = f"predictions/{spec.line}/receipts/"
-    days = [o.key.removeprefix(prefix).removesuffix(".json") for o in f.store.list(prefix)]
-    return {day: f.store.get_json(receipt_key(spec.line, day)) for day in days}
+def needed_columns(spec: LineSpec, package: Package) -> list[str]:
+    """The dataset columns that scoring reads."""
+    return list(
+        dict.fromkeys([*spec.model.entity_key, spec.model.prediction_time, *package.categorical, *package.numeric])
+    )
+
+
+def problems(spec: LineSpec, num_units: int, made: Entry, recent: Sequence[Entry]) -> list[str]:
+    """What is wrong with a day's predictions as a whole, each with its number.
+
+    Args:
+        spec: the line.
+        num_units: how many units the day has.
+        made: of these predictions: `num_scored` (finite scores), `num_rows`, `mean_score`.
+        recent: the same of the recent days, oldest first.
+    """
+    limits, found = spec.scoring, []
+    coverage = made["num_scored"] / max(num_units, 1)
+    if coverage < limits.min_coverage:
+        found.append(f"coverage {coverage:.3f} is below scoring.min_coverage {limits.min_coverage}")
+    if not recent:
+        return found
+    shift = made["mean_score"] - sum(r["mean_score"] for r in recent) / len(recent)
+    if abs(shift) > limits.max_mean_shift:
+        found.append(
+            f"the mean score moved by {shift:+.3f} against {len(recent)} recent days, more than "
+            f"scoring.max_mean_shift {limits.max_mean_shift}"
+        )
+    volume = made["num_rows"] / max(sum(r["num_rows"] for r in recent) / len(recent), 1)
+    if not spec.quality.volume_min_ratio <= volume <= spec.quality.volume_max_ratio:
+        found.append(
+            f"the number of predictions is {volume:.2f} of that of {len(recent)} recent days, outside "
+            f"quality.volume_min_ratio {spec.quality.volume_min_ratio} to "
+            f"volume_max_ratio {spec.quality.volume_max_ratio}"
+        )
+    return found
+
+
+def recent_entries(spec: LineSpec, done: Mapping[str, Entry], day: str) -> list[Entry]:
+    """The scored days before a day that its predictions are compared with, oldest first."""
+    before = [entry for each, entry in sorted(done.items()) if each < day and not entry["refused"]]
+    return before[-spec.scoring.recent_days :]
 
 
 def read_predictions(f: Factory, spec: LineSpec, day: str) -> pa.Table | None:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHOSEN_DAY = "2013-06-10"
+CHOSEN_DAY = "2013-09-07"
 FIRST_DAY, LAST_DAY = date(2013, 1, 1), date(2013, 12, 31)
 CLOCK = "_world/clock.json"
 PREFIX = "flight_delay"

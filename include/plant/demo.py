@@ -108,6 +108,7 @@ class Demo:
         self.world = World(settings)
         self.api: AirflowApi = plant.airflow_api(settings)
         self.report = Report()
+        self.began_at = time.time()
 
     def say(self, text: str) -> None:
         """One line of progress."""
@@ -126,7 +127,9 @@ class Demo:
         self._come_to_rest()
         champion = self._champion()
         if champion is None:
-            raise DemoFailed(f"no champion after the history; look at the runs of {LINE}.* at {self.settings.airflow_url}")
+            raise DemoFailed(
+                f"no champion after the history; look at the runs of {LINE}.* at {self.settings.airflow_url}"
+            )
         train_s, deploy_s = self._seconds_of(f"{LINE}.train"), self._seconds_of(f"{LINE}.deploy")
         self.report.phases_s |= {"data": round(landed - begun, 1), "training": train_s, "release": deploy_s}
         live_at = self._ended_at(f"{LINE}.deploy")
@@ -138,7 +141,9 @@ class Demo:
             "dataset_revision": champion["dataset_revision"],
             "model_version": champion["version"],
         }
-        self.say(f"champion v{champion['version']} is in service {self.report.first_champion_s:.0f} s after the command")
+        self.say(
+            f"champion v{champion['version']} is in service {self.report.first_champion_s:.0f} s after the command"
+        )
 
     def play_nights(self) -> None:
         """Play the nights up to yesterday, one at a time."""
@@ -178,7 +183,9 @@ class Demo:
         self._come_to_rest()
         scrapped = self._events(EventKind.SCRAPPED)
         if not scrapped:
-            raise DemoFailed(f"the gate released a handicapped challenger: see {self.api.run_url(f'{LINE}.train', run)}")
+            raise DemoFailed(
+                f"the gate released a handicapped challenger: see {self.api.run_url(f'{LINE}.train', run)}"
+            )
         last = scrapped[-1]
         self.report.refused.append(
             {"after_day": day, "unit": last.unit, "deliberate": True, "reason": last.reason, "detail": last.detail}
@@ -198,9 +205,11 @@ class Demo:
                 quiet_since = time.time()
             elif time.time() - quiet_since >= REST_S:
                 return
-            failed = self.api.failed_runs(prefix=f"{LINE}.")
+            failed = [r for r in self.api.failed_runs(prefix=f"{LINE}.") if r.queued_at >= self.began_at]
             if failed:
-                raise DemoFailed(f"{failed[0].dag_id} failed: see {self.api.run_url(failed[0].dag_id, failed[0].run_id)}")
+                raise DemoFailed(
+                    f"{failed[0].dag_id} failed: see {self.api.run_url(failed[0].dag_id, failed[0].run_id)}"
+                )
             time.sleep(0.5)
         raise DemoFailed(f"the loop did not come to rest within {RUN_TIMEOUT_S:.0f} s; active: {active}")
 
@@ -272,7 +281,17 @@ class Demo:
 def show(report: Report, console: Console) -> None:
     """Print the table of nights and the summary."""
     table = Table(title=f"{report.line}: {len(report.nights)} nights", show_lines=False)
-    for name in ("night", "rows in", "accepted", "quarantined", "dataset", "model", "live AUC", "score PSI", "decision"):
+    for name in (
+        "night",
+        "rows in",
+        "accepted",
+        "quarantined",
+        "dataset",
+        "model",
+        "live AUC",
+        "score PSI",
+        "decision",
+    ):
         table.add_column(name, justify="left" if name in {"night", "dataset", "decision"} else "right")
     for n in report.nights:
         table.add_row(
@@ -301,9 +320,13 @@ def run(settings: Settings) -> int:
     install_s = time.time() - started_at
     watch = _MemoryWatch(settings)
     watch.start()
-    phases = plant.up(settings)
+    with plant.progress(console) as report:
+        phases = plant.up(settings, report)
     demo = Demo(plant.load(settings.home), console)
-    demo.report.phases_s = {"install": round(install_s + phases.get("install", 0.0), 1), "start": round(phases["start"], 1)}
+    demo.report.phases_s = {
+        "install": round(install_s + phases.get("install", 0.0), 1),
+        "start": round(phases["start"], 1),
+    }
     try:
         if demo._champion() is None:
             demo.make_first_champion(started_at)

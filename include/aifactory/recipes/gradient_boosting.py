@@ -49,7 +49,9 @@ class FittedTrees:
 
     def predict(self, table: pa.Table) -> npt.NDArray[np.float64]:
         """Probability by scikit-learn itself."""
-        found: npt.NDArray[np.float64] = self.model.predict_proba(_features(table, self.vocabularies, self.numeric))[:, 1]
+        found: npt.NDArray[np.float64] = self.model.predict_proba(_features(table, self.vocabularies, self.numeric))[
+            :, 1
+        ]
         return found
 
     def to_onnx(self) -> bytes:
@@ -77,9 +79,9 @@ class GradientBoosting:
         *,
         seed: int,
         threads: int,
-        warm_start: bytes | None = None,  # noqa: ARG002 - trees are grown anew in seconds
+        warm_start: bytes | None = None,
         progress: Progress = lambda step, steps, metrics: None,
-        checkpoints: CheckpointPlace | None = None,  # noqa: ARG002
+        checkpoints: CheckpointPlace | None = None,
     ) -> FittedTrees:
         """Grow the trees in a few parts, and report the training loss after each."""
         labels = frame.labels
@@ -125,9 +127,7 @@ def _parts(total: int, parts: int) -> list[int]:
     return sorted({max(1, round(total * part / parts)) for part in range(1, parts + 1)})
 
 
-def _vocabulary(
-    frame: TrainingFrame, column: str, labels: npt.NDArray[np.float32], min_rows: int
-) -> dict[str, float]:
+def _vocabulary(frame: TrainingFrame, column: str, labels: npt.NDArray[np.float32], min_rows: int) -> dict[str, float]:
     """Number the categories that have enough rows by their smoothed share of positives, rising."""
     encoded = frame.table[column].cast(pa.string()).combine_chunks().dictionary_encode()
     names = encoded.dictionary.to_pylist()

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ class Network(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.embeddings = nn.ModuleList([nn.Embedding(size, params.embedding) for size in sizes])
         widths = [len(sizes) * params.embedding + num_numbers, *params.hidden]
-        self.hidden = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+        self.hidden = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
         self.dropout = nn.Dropout(params.dropout)
         self.out = nn.Linear(widths[-1], 1)
 
@@ -225,7 +226,9 @@ def train_loop(
     for step in range(start, num_steps):
         epoch, batch = divmod(step, steps_per_epoch)
         if batch == 0 or step == start:  # the order is a function of seed and epoch: the position is all to resume
-            order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).to(device)
+            order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).to(
+                device
+            )
         rows = order[batch * params.batch_rows : (batch + 1) * params.batch_rows]
         rate = learning_rate(step, num_steps, params)
         for group in optimizer.param_groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import Any
 
@@ -12,7 +13,8 @@ from aifactory.line import LineSpec
 from aifactory.packaging import load_package
 from aifactory.reasons import ReasonCode
 from aifactory.registry import Champion
-from aifactory.rollout import PointerTarget, RolloutTarget
+from aifactory.rollout import PointerTarget
+from aifactory.store import Conflict
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +27,18 @@ def promote(f: Factory, spec: LineSpec, version: str, run: str) -> dict[str, Any
 
     Raises:
         PackageDefect: the package is incomplete, altered, or does not give its golden outputs.
-        ReleaseDefect: there is no such version.
+        ReleaseDefect: VERSION_UNKNOWN.
+        Conflict: another release was faster; a retry sees what it put into service.
     """
     registry = f.registry(spec)
     target = PointerTarget(registry)
     before = target.in_service()
-    revision = f"{version} after {before.version if before and before.version != version else _before(before)}"
-    with station(f.ledger, spec.line, "deploy", "model", version, run_id=run, revision=revision) as work:
+    with station(
+        f.ledger, spec.line, "deploy", "model", version, run_id=run, revision=_reign(before, version)
+    ) as work:
         wanted = registry.version(version)
         load_package(f, wanted.package)  # hashes and golden outputs: what serves is what was judged
-        now = _switch(target, version, before, how="promoted", by="line", why=f"order {wanted.order_id}")
+        now = target.switch(version, before, how="promoted", by="line", why=f"order {wanted.order_id}")
         work.event, work.num_in, work.num_good = EventKind.PROMOTED, 1, 1
         work.detail = _said(now)
     log.info("version %s of %s is in service, trained until %s", now.version, spec.line, now.trained_until)
@@ -44,6 +48,8 @@ def promote(f: Factory, spec: LineSpec, version: str, run: str) -> dict[str, Any
 def rollback(f: Factory, spec: LineSpec, to_version: str | None, run: str, by: str, why: str) -> dict[str, Any]:
     """Take the champion back to an earlier version, on an operator's word.
 
+    What a run is to do is decided once and kept, so that a run which is tried again never goes back a second time.
+
     Args:
         f: the open factory.
         spec: the line.
@@ -51,6 +57,9 @@ def rollback(f: Factory, spec: LineSpec, to_version: str | None, run: str, by: s
         run: id of the run.
         by: the operator.
         why: in words; goes into the ledger.
+
+    Returns:
+        As `promote`.
 
     Raises:
         ReleaseDefect: NO_CHAMPION, NO_PREVIOUS or VERSION_UNKNOWN.
@@ -61,27 +70,48 @@ def rollback(f: Factory, spec: LineSpec, to_version: str | None, run: str, by: s
     before = target.in_service()
     if before is None:
         raise ReleaseDefect(ReasonCode.NO_CHAMPION, f"{spec.line} has no model in service that could be taken back")
+    task = _decided_task(f, spec, before, to_version, run)
+    if task["from"] == task["to"]:
+        log.info("version %s of %s is in service already", task["to"], spec.line)
+        return _said(before)
+    with station(f.ledger, spec.line, "deploy", "model", task["from"], run_id=run, revision=run) as work:
+        load_package(f, registry.version(task["to"]).package)
+        now = before
+        if len(before.history) == task["reign"]:
+            now = target.switch(task["to"], before, how="rolled_back", by=by, why=why)
+        work.event, work.reason = EventKind.ROLLED_BACK, ReasonCode.ROLLED_BACK
+        work.num_in, work.num_bad = 1, 1
+        work.detail = {**_said(now), "from": task["from"], "to": task["to"], "by": by, "why": why}
+    log.info("%s is on version %s: %s (%s)", spec.line, now.version, why, by)
+    return _said(now)
+
+
+def _decided_task(
+    f: Factory, spec: LineSpec, before: Champion, to_version: str | None, run: str
+) -> dict[str, Any]:
+    """Which version a rollback run leaves, for which, in which reign; written once a run.
+
+    Raises:
+        ReleaseDefect: NO_PREVIOUS.
+    """
     version = to_version or before.previous
+    key = f"serving/{spec.line}/rollbacks/{hashlib.sha256(run.encode()).hexdigest()[:16]}.json"
     if version is None:
         raise ReleaseDefect(
             ReasonCode.NO_PREVIOUS, f"{spec.line} has had no champion before version {before.version}; name a version"
         )
-    with station(f.ledger, spec.line, "deploy", "model", before.version, run_id=run, revision=run) as work:
-        load_package(f, registry.version(version).package)
-        now = _switch(target, version, before, how="rolled_back", by=by, why=why)
-        work.event, work.reason = EventKind.ROLLED_BACK, ReasonCode.ROLLED_BACK
-        work.num_in, work.num_bad = 1, 1
-        work.detail = {**_said(now), "from": before.version, "by": by, "why": why}
-    log.info("%s is back on version %s: %s (%s)", spec.line, now.version, why, by)
-    return _said(now)
+    task = {"run": run, "from": before.version, "to": version, "reign": len(before.history)}
+    try:
+        f.store.put_json(key, task, if_absent=True)
+    except Conflict:
+        return f.store.get_json(key)
+    return task
 
 
-def _switch(target: RolloutTarget, version: str, seen: Champion | None, *, how: str, by: str, why: str) -> Champion:
-    return target.switch(version, seen, how=how, by=by, why=why)
-
-
-def _before(champion: Champion | None) -> str | None:
-    return champion.previous if champion else None
+def _reign(before: Champion | None, version: str) -> str:
+    """Names the reign that a promotion makes, or has made: promoted again after a rollback is another."""
+    number = len(before.history) if before else 0
+    return f"reign {number if before and before.version == version else number + 1}"
 
 
 def _said(champion: Champion) -> dict[str, Any]:

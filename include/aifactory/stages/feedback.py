@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from aifactory import feedback as rules
 from aifactory import scoring
-from aifactory.errors import NotFound
-from aifactory.evaluation import metrics as measure
+from aifactory.dayindex import DayIndex, Entry
+from aifactory.evaluation import calibration_table
 from aifactory.factory import Factory
 from aifactory.ledger import EventKind, ProductionEvent, event_key, station
 from aifactory.line import LineSpec
 from aifactory.packaging import read_manifest
 from aifactory.reasons import ReasonCode
 from aifactory.registry import Champion
-from aifactory.reports import write_report
+from aifactory.reports import new_figure, write_report
 from aifactory.store import Conflict
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TREND_DAYS = 30
+TREND_WINDOWS = 30
 """Windows that the report's trend shows."""
 
 
@@ -36,166 +35,191 @@ def window_key(line: str, day: str) -> str:
     return f"feedback/{line}/windows/{day}.json"
 
 
+def judged_windows(f: Factory, spec: LineSpec) -> DayIndex:
+    """The windows in short, by day: `content`, `model_version`, `metrics`, `violations`, `report`."""
+    return DayIndex(f.store, f"feedback/{spec.line}/index.json")
+
+
 # --- judging
 def judge(f: Factory, spec: LineSpec, day: str | None, run: str) -> dict[str, Any]:
-    """Judge every scored day whose window is not judged for its present content.
+    """Judge every window whose outcomes are in and that has not been judged for its present content.
 
     Args:
         f: the open factory.
         spec: the line.
-        day: the partition that the run is for; every day that is due is judged.
+        day: the partition that the run is for; every window that is due is judged.
         run: id of the run.
 
     Returns:
-        days judged now, and the newest window's figures and report.
+        days judged now; of the newest window: day, docs, its violations and metrics.
     """
-    receipts = scoring.receipts(f, spec)
+    scored = {d: entry for d, entry in scoring.scored_days(f, spec).read().items() if not entry["refused"]}
+    known = judged_windows(f, spec).read()
     judged = []
-    for each in sorted(receipts):
-        receipt = _window_receipts(spec, each, receipts)
-        name = _content_name(receipt)
-        if _window(f, spec, each).get("content") != name:
-            _judge_day(f, spec, each, receipt, name, run)
+    for each in sorted(scored):
+        days = rules.window_days(spec, each, scored)
+        content = _content([scored[d] for d in days])
+        if rules.outcomes_due(spec, each, max(scored)) and known.get(each, {}).get("content") != content:
+            known[each] = _judge_window(f, spec, days, scored[each], content, known, run)
+            judged_windows(f, spec).merge({each: known[each]})
             judged.append(each)
-    newest = _window(f, spec, max(receipts)) if receipts else {}
     if not judged:
         log.info("no window is due (asked for %s)", day or "whatever is due")
-    return {"days": judged, "day": newest.get("day"), "docs": newest.get("report"), **newest.get("metrics", {})}
+    newest = max(known, default=None)
+    if newest is None:
+        return {"days": [], "day": None, "docs": None, "violations": []}
+    said = known[newest]
+    return {"days": judged, "day": newest, "docs": said["report"], "violations": said["violations"], **said["metrics"]}
 
 
-def _window_receipts(
-    spec: LineSpec, day: str, receipts: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Mapping[str, Any]]:
-    """The scored days of the window that ends with a day, as far as the same model scored them."""
-    first = (date.fromisoformat(day) - timedelta(days=spec.feedback.window_days - 1)).isoformat()
-    model = receipts[day]["model_version"]
-    return {d: r for d, r in receipts.items() if first <= d <= day and r["model_version"] == model}
+def _content(entries: Sequence[Entry]) -> str:
+    """Names what a judgement rests on: rows and model. Other limits do not judge the past anew."""
+    parts = [f"{e['content']}:{e['model_version']}" for e in entries]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
-def _content_name(receipts: Mapping[str, Mapping[str, Any]]) -> str:
-    named = "|".join(f"{d}:{r['content']}:{r['model_version']}" for d, r in sorted(receipts.items()))
-    return hashlib.sha256(named.encode()).hexdigest()[:16]
-
-
-def _judge_day(
-    f: Factory, spec: LineSpec, day: str, receipts: Mapping[str, Mapping[str, Any]], name: str, run: str
-) -> None:
-    version, revision = receipts[day]["model_version"], receipts[day]["dataset_revision"]
-    with station(f.ledger, spec.line, "feedback", "window", day, partition=day, run_id=run, revision=name) as work:
-        rows = _joined(f, spec, sorted(receipts), revision)
+def _judge_window(
+    f: Factory, spec: LineSpec, days: Sequence[str], entry: Entry, content: str, known: Mapping[str, Entry], run: str
+) -> dict[str, Any]:
+    """Measure one window, write it with its report; returns it in short."""
+    day, version, revision = days[-1], entry["model_version"], entry["dataset_revision"]
+    with station(
+        f.ledger, spec.line, "feedback", "window", day, partition=day, run_id=run, revision=content
+    ) as work:
         manifest = read_manifest(f.store, f.registry(spec).package_prefix(version))
-        window = _measure(spec, rows, manifest) | {
+        rows = _joined(f, spec, days, revision, manifest)
+        window = rules.measure(spec, manifest, rows) | {
             "day": day,
-            "content": name,
+            "num_days": len(days),
+            "content": content,
             "model_version": version,
             "dataset_revision": revision,
         }
-        released = manifest["metrics"].get(spec.evaluation.metric)
-        window["violations"] = rules.violations(spec.feedback, window, released)
-        window["report"] = _report(f, spec, window, rows)
+        window["violations"] = rules.violations(spec.feedback, window)
+        short = {
+            "content": content,
+            "model_version": version,
+            "metrics": window["metrics"],
+            "violations": window["violations"],
+        }
+        window["report"] = short["report"] = _report(f, spec, window, rows, known)
         f.store.put_json(window_key(spec.line, day), window)
         work.num_in, work.num_good = window["num_scored"], window["num_outcomes"]
-        work.detail = {"metrics": window["metrics"], "violations": window["violations"]}
-    log.info("%s: %s; %s", day, window["metrics"], "; ".join(window["violations"]) or "within its limits")
+        work.detail = {"model_version": version, "metrics": window["metrics"], "violations": window["violations"]}
+    log.info("%s: %s", day, "; ".join(window["violations"]) or "within its limits")
+    return short
 
 
-def _joined(f: Factory, spec: LineSpec, days: Sequence[str], revision: str) -> pa.Table:
+def _joined(
+    f: Factory, spec: LineSpec, days: Sequence[str], revision: str, manifest: Mapping[str, Any]
+) -> pa.Table:
+    """Features, scores and outcomes of some days."""
     import pyarrow as pa
 
-    units = f.datasets(spec).read(revision, list(days))
-    written = [t for t in (scoring.read_predictions(f, spec, day) for day in days) if t is not None]
-    return rules.join_outcomes(spec, pa.concat_tables(written), units)
-
-
-def _measure(spec: LineSpec, rows: pa.Table, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    import numpy as np
-    import pyarrow.compute as pc
-
-    profile = manifest["training_profile"]
-    known = rows.filter(pc.is_valid(rows[spec.model.target]))
-    target, score = known[spec.model.target].to_numpy(), known["score"].to_numpy()
-    features = rules.feature_drift(spec, profile, rows)
-    over = [name for name, moved in features.items() if moved["psi"] > spec.feedback.max_feature_psi]
-    scored = rules.numeric_drift(profile["score"], np.asarray(rows["score"].to_numpy()), int(profile["num_rows"]))
-    return {
-        "primary": spec.evaluation.metric,
-        "metrics": {k: round(v, 6) for k, v in measure(target, score).items()} if len(set(target.tolist())) > 1 else {},
-        "num_scored": rows.num_rows,
-        "num_outcomes": known.num_rows,
-        "drift": {
-            "score_psi": scored["psi"],
-            "score_ks": scored["ks"],
-            "num_drifted": len(over),
-            "drifted": sorted(over),
-            "drifted_share": round(len(over) / max(len(features), 1), 4),
-            "features": features,
-        },
-    }
+    features = manifest["features"]
+    columns = [*spec.model.entity_key, spec.model.target, *features["categorical"], *features["numeric"]]
+    parts = []
+    for day in days:
+        units = f.datasets(spec).read(revision, [day], list(dict.fromkeys(columns)))
+        parts.append(rules.join_outcomes(spec, f.store.get_table(scoring.predictions_key(spec.line, day)), units))
+    return pa.concat_tables(parts)
 
 
 # --- deciding
 def decide(f: Factory, spec: LineSpec, day: str | None, run: str) -> dict[str, Any]:
     """Decide by the line's rule whether the model must be remade; call for it once.
 
-    However often this runs, also at the same time, `emit` is true exactly once for a decision: the signal is an object
-    that is written only where it is not there yet.
+    The n-th call in a champion's life is one object, written only where it is not there yet. So of all runs that come
+    to the same decision, at the same time or later, one has `emit` true; and that one has it again when it is tried
+    again, because it may have ended before it could call.
+
+    Args:
+        f: the open factory.
+        spec: the line.
+        day: the partition that the run is for; the decision is always about the newest day of the dataset.
+        run: id of the run.
 
     Returns:
-        retrain, reason, explanation, signal, emit, day.
+        retrain, reason, explanation, signal, emit, day, and the windows that were looked at.
     """
-    version = f.datasets(spec).latest()
-    champion = f.registry(spec).champion()
-    newest = version.days[-1] if version else None
-    if version is None or newest is None:
-        decision = rules.Decision(False, None, "there is no dataset yet")
-    elif champion is None:
-        decision = _first_model(spec, version.num_partitions)
+    version, champion = f.datasets(spec).latest(), f.registry(spec).champion()
+    if version is None:
+        log.info("there is no dataset yet (asked for %s)", day)
+        return _said(rules.Decision(False, None, "there is no dataset yet"), None)
+    calls = _calls(f, spec, champion)
+    own = next((call for call in calls if call["run"] == run), None)
+    if own is not None:
+        log.info("this run has called for a retrain already: %s", own["explanation"])
+        return _said(rules.Decision(True, ReasonCode[own["reason"]], own["explanation"]), own["day"]) | {
+            "signal": own["signal"],
+            "emit": True,
+        }
+    newest, windows = version.days[-1], _windows_of(f, spec, champion)
+    called_on = [str(call["day"]) for call in calls]
+    if champion is None:
+        decision = rules.decide_first(spec, version.num_partitions, newest, called_on)
     else:
-        signals = _signals(f, spec, champion)
-        decision = rules.decide(
-            spec, _windows_of(f, spec, champion), champion.trained_until, newest, [s["day"] for s in signals]
-        )
-    signal = f"{champion.version if champion else 'first'}-{newest}"
-    emit = decision.retrain and _call(f, spec, signal, decision, newest, run)
-    said = {
-        "retrain": decision.retrain,
-        "reason": decision.reason.value if decision.reason else None,
-        "explanation": decision.explanation,
-        "signal": signal if decision.retrain else None,
-        "emit": emit,
-        "day": newest,
-    }
-    _record(f, spec, said, champion, run)
+        decision = rules.decide(spec, windows, champion.trained_until, newest, called_on)
+    said = _said(decision, newest) | {"windows": windows[-spec.feedback.rule_windows :]}
+    if decision.retrain:
+        signal = f"{champion.version if champion else 'first'}-{len(calls) + 1:03d}"
+        said |= {"signal": signal, "emit": _call(f, spec, said | {"signal": signal, "run": run})}
+    _record(f, spec, said, champion, len(calls), run)
     log.info("%s: %s", "retrain" if decision.retrain else "keep", decision.explanation)
     return said
 
 
-def _first_model(spec: LineSpec, num_days: int) -> rules.Decision:
-    needed = spec.dataset.min_train_days + spec.dataset.min_holdout_days
-    if num_days < needed:
-        return rules.Decision(False, None, f"{num_days} days of data, a first model needs {needed}")
-    return rules.Decision(True, ReasonCode.FIRST_MODEL, f"{num_days} days of data and no model yet")
+def _said(decision: rules.Decision, day: str | None) -> dict[str, Any]:
+    return {
+        "retrain": decision.retrain,
+        "reason": decision.reason.value if decision.reason else None,
+        "explanation": decision.explanation,
+        "signal": None,
+        "emit": False,
+        "day": day,
+        "windows": [],
+    }
 
 
-def _call(f: Factory, spec: LineSpec, signal: str, decision: rules.Decision, day: str | None, run: str) -> bool:
-    """Write the signal; False where it was written before."""
-    content = {"signal": signal, "day": day, "reason": decision.reason, "explanation": decision.explanation, "run": run}
+def _signals_prefix(line: str) -> str:
+    return f"feedback/{line}/signals/"
+
+
+def _calls(f: Factory, spec: LineSpec, champion: Champion | None) -> list[dict[str, Any]]:
+    """The calls for a retrain in this champion's life, oldest first."""
+    found = f.store.list(f"{_signals_prefix(spec.line)}{champion.version if champion else 'first'}-")
+    return [f.store.get_json(each.key) for each in found]
+
+
+def _call(f: Factory, spec: LineSpec, said: Mapping[str, Any]) -> bool:
+    """Write the signal; whether this run is the one that did."""
+    key = f"{_signals_prefix(spec.line)}{said['signal']}.json"
+    content = {name: said[name] for name in ("signal", "day", "reason", "explanation", "run")}
     try:
-        f.store.put_json(f"feedback/{spec.line}/signals/{signal}.json", content, if_absent=True)
-    except Conflict:
-        return False
+        f.store.put_json(key, content, if_absent=True)
+    except Conflict:  # also when the answer to our own write got lost and the client wrote again
+        return bool(f.store.get_json(key)["run"] == said["run"])
     return True
 
 
-def _signals(f: Factory, spec: LineSpec, champion: Champion) -> list[dict[str, Any]]:
-    """The calls for a retrain in this champion's life."""
-    found = f.store.list(f"feedback/{spec.line}/signals/{champion.version}-")
-    return [f.store.get_json(o.key) for o in found]
+def _windows_of(f: Factory, spec: LineSpec, champion: Champion | None) -> list[dict[str, Any]]:
+    """Day and violations of the windows of the version in service, oldest first."""
+    if champion is None:
+        return []
+    known = judged_windows(f, spec).read()
+    return [
+        {"day": day, "violations": list(entry["violations"])}
+        for day, entry in known.items()
+        if entry["model_version"] == champion.version
+    ]
 
 
-def _record(f: Factory, spec: LineSpec, said: Mapping[str, Any], champion: Champion | None, run: str) -> None:
+def _record(
+    f: Factory, spec: LineSpec, said: Mapping[str, Any], champion: Champion | None, num_calls: int, run: str
+) -> None:
+    """Tell the ledger, once for each day and decision."""
     unit, day = champion.version if champion else "none", str(said["day"])
-    revision = f"{unit}:{day}:{said['retrain']}:{said['explanation']}"
+    revision = f"{day}:{num_calls}:{said['retrain']}:{said['explanation']}"
     f.ledger.record(
         ProductionEvent(
             line=spec.line,
@@ -205,88 +229,80 @@ def _record(f: Factory, spec: LineSpec, said: Mapping[str, Any], champion: Champ
             event=EventKind.DECIDED,
             key=event_key(spec.line, "feedback", unit, EventKind.DECIDED, revision),
             reason=ReasonCode[said["reason"]] if said["reason"] else None,
-            partition=said["day"],
+            partition=day,
             run_id=run,
-            detail={k: said[k] for k in ("retrain", "explanation", "signal")},
+            detail={name: said[name] for name in ("retrain", "explanation", "signal")},
         )
     )
 
 
-def _windows_of(f: Factory, spec: LineSpec, champion: Champion) -> list[dict[str, Any]]:
-    """The judged windows of the version in service, oldest first."""
-    windows = [f.store.get_json(o.key) for o in f.store.list(f"feedback/{spec.line}/windows/")[-TREND_DAYS:]]
-    return [w for w in windows if w["model_version"] == champion.version]
-
-
-def _window(f: Factory, spec: LineSpec, day: str) -> dict[str, Any]:
-    try:
-        return f.store.get_json(window_key(spec.line, day))
-    except NotFound:
-        return {}
-
-
 # --- the report
-def _report(f: Factory, spec: LineSpec, window: Mapping[str, Any], rows: pa.Table) -> str:
-    day = window["day"]
-    earlier = [f.store.get_json(o.key) for o in f.store.list(f"feedback/{spec.line}/windows/")[-TREND_DAYS:]]
-    trend = [*(w for w in earlier if w["day"] < day), window]
-    drifted = sorted(window["drift"]["features"].items(), key=lambda item: -item[1]["psi"])
-    verdict = "; ".join(window["violations"]) or "every limit is kept"
+def _report(
+    f: Factory, spec: LineSpec, window: Mapping[str, Any], rows: pa.Table, known: Mapping[str, Entry]
+) -> str:
+    day, features = window["day"], window["drift"]["features"]
+    moved = sorted(features.items(), key=lambda item: -item[1]["psi"])
+    forming = window["num_days"] < spec.feedback.window_days
+    verdict = "; ".join(window["violations"]) or ("still forming" if forming else "every limit is kept")
+    released = {name: window["released"].get(name) for name in window["metrics"]}
     return write_report(
-        f,
+        f.store,
         f"reports/{spec.line}/feedback/{day}",
-        f"{spec.title}: {day}, version {window['model_version']}",
-        [f"{window['num_outcomes']} of {window['num_scored']} scored units have an outcome. {verdict}."],
+        f"{spec.title}: version {window['model_version']}, {window['num_days']} days up to {day}",
+        [
+            f"Verdict: {verdict}.",
+            f"{window['num_outcomes']} of {window['num_scored']} scored units have an outcome.",
+            f"Score: PSI {window['drift']['score_psi']}, Kolmogorov-Smirnov {window['drift']['score_ks']}.",
+        ],
         {
-            "live metrics": [window["metrics"]] if window["metrics"] else [],
-            "drift by feature": [{"feature": name, **moved} for name, moved in drifted],
+            "Live metrics, and those that the model was released with": [
+                {"": "live", **window["metrics"]},
+                {"": "released", **released},
+            ],
+            "Drift from the training window, by feature": [
+                {"feature": name, "psi": of["psi"], "ks": of.get("ks", ""), "p-value": of["p_value"]}
+                for name, of in moved
+            ],
         },
         {
-            "metric": _trend_figure(spec, trend),
-            "drift": _drift_figure(spec, drifted),
+            "metric": _trend_figure(spec, known, window),
+            "drift": _drift_figure(spec, moved),
             "calibration": _calibration_figure(spec, rows),
         },
     )
 
 
-def _figure(title: str) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    return figure, axes
-
-
-def _trend_figure(spec: LineSpec, windows: Sequence[Mapping[str, Any]]) -> Figure:
-    figure, axes = _figure(f"live {spec.evaluation.metric}")
-    shown = [w for w in windows if spec.evaluation.metric in w["metrics"]]
-    axes.plot([w["day"][5:] for w in shown], [w["metrics"][spec.evaluation.metric] for w in shown], marker="o")
-    broken = [w for w in shown if w["violations"]]
-    axes.plot(
-        [w["day"][5:] for w in broken], [w["metrics"][spec.evaluation.metric] for w in broken], "rx", markersize=10
-    )
-    axes.tick_params(axis="x", rotation=60)
+def _trend_figure(spec: LineSpec, known: Mapping[str, Entry], window: Mapping[str, Any]) -> Figure:
+    """The primary metric of the newest windows, the broken ones marked, and the value at release."""
+    name = spec.evaluation.metric
+    trend = {day: entry for day, entry in sorted(known.items()) if day < window["day"]} | {window["day"]: window}
+    shown = [(day, e) for day, e in trend.items() if name in e["metrics"]][-TREND_WINDOWS:]
+    figure, axes = new_figure(f"{name} of the newest windows (crosses: a limit was broken)")
+    places = range(len(shown))
+    axes.plot(places, [e["metrics"][name] for _, e in shown], marker="o")
+    broken = [n for n, (_, e) in enumerate(shown) if e["violations"]]
+    axes.plot(broken, [shown[n][1]["metrics"][name] for n in broken], "rx", markersize=10)
+    axes.axhline(window["released"].get(name, float("nan")), color="grey", linestyle="--", label="at release")
+    axes.set_xticks(list(places), [day[5:] for day, _ in shown], rotation=60)
+    axes.legend(loc="lower left")
     return figure
 
 
-def _drift_figure(spec: LineSpec, drifted: Sequence[tuple[str, Mapping[str, float]]]) -> Figure:
-    figure, axes = _figure("population stability index, most moved features")
-    top = list(drifted[:15])[::-1]
-    axes.barh([name for name, _ in top], [moved["psi"] for _, moved in top])
+def _drift_figure(spec: LineSpec, moved: Sequence[tuple[str, Mapping[str, float]]]) -> Figure:
+    figure, axes = new_figure("population stability index of the most moved features (line: the limit)")
+    top = list(moved[:15])[::-1]
+    axes.barh([name for name, _ in top], [of["psi"] for _, of in top])
     axes.axvline(spec.feedback.max_feature_psi, color="red", linestyle="--")
     return figure
 
 
 def _calibration_figure(spec: LineSpec, rows: pa.Table) -> Figure:
-    import numpy as np
     import pyarrow.compute as pc
 
     known = rows.filter(pc.is_valid(rows[spec.model.target]))
-    target, score = known[spec.model.target].to_numpy(), known["score"].to_numpy()
-    figure, axes = _figure("calibration: outcome against score, ten bins")
-    bins = np.minimum((score * 10).astype(int), 9)
-    used = [b for b in range(10) if (bins == b).any()]
+    figure, axes = new_figure("share that came true against the score, in ten bins")
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
-    axes.plot([score[bins == b].mean() for b in used], [target[bins == b].mean() for b in used], marker="o")
+    if known.num_rows:
+        bins = calibration_table(known[spec.model.target].to_numpy(), known["score"].to_numpy())
+        axes.plot([b["probability"] for b in bins], [b["outcome"] for b in bins], marker="o")
     return figure

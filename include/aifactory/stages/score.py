@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aifactory import gates, scoring
 from aifactory.datasets import DatasetVersion
+from aifactory.dayindex import Entry
 from aifactory.errors import GateRefused
 from aifactory.factory import Factory
 from aifactory.ledger import station
@@ -20,14 +22,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Reign = Mapping[str, Any]
+
 
 def score(f: Factory, spec: LineSpec, day: str | None, run: str) -> dict[str, Any]:
     """Score what is pending: every dataset day without predictions for its present rows.
 
+    A day whose predictions are refused does not hold up the others: they are scored, then the refusal is raised.
+
     Args:
         f: the open factory.
         spec: the line.
-        day: the partition that the run is for; it is logged where it is not pending. Every pending day is scored.
+        day: the partition that the run is for. Every pending day is scored; a refused one is only tried again with
+            the same rows and model where it is this one.
         run: id of the run.
 
     Returns:
@@ -37,91 +44,109 @@ def score(f: Factory, spec: LineSpec, day: str | None, run: str) -> dict[str, An
         GateRefused: PREDICTIONS_GATE; those predictions were not written.
     """
     version, reigns = f.datasets(spec).latest(), f.registry(spec).champions()
+    outcome: dict[str, Any] = {"days": [], "num_rows": 0, "model_version": None, "docs": None}
     if version is None or not reigns:
-        reason = ReasonCode.NO_CHAMPION
-        log.info("nothing is scored: %s", reason.sentence)
-        return {"days": [], "num_rows": 0, "model_version": None, "reason": reason.value, "docs": None}
-    done = scoring.receipts(f, spec)
-    content = f.datasets(spec).content(version.revision)
-    todo = scoring.pending(reigns, content, done)
+        log.info("nothing is scored: %s", ReasonCode.NO_CHAMPION.sentence)
+        return outcome | {"reason": ReasonCode.NO_CHAMPION.value}
+    here = _Desk(f, spec, version, f.datasets(spec).content(version.revision), run, scoring.scored_days(f, spec).read())
+    todo = scoring.pending(reigns, here.content, here.done, asked=day)
     if not todo:
         log.info("no day is pending (asked for %s)", day or "whatever is pending")
-    outcome: dict[str, Any] = {"days": [], "num_rows": 0, "model_version": reigns[-1]["version"], "docs": None}
-    packages: dict[str, Package] = {}
+    refused: list[GateRefused] = []
     for pending_day, reign in todo:
-        package = packages.setdefault(reign["version"], load_package(f, reign["package"]))
-        made = _score_day(f, spec, pending_day, reign, package, (version, content[pending_day]), run)
-        outcome["days"].append(pending_day)
-        outcome["num_rows"] += made["num_rows"]
-        outcome["docs"] = made["docs"]
-    return outcome
+        try:
+            here.score_day(pending_day, reign)
+        except GateRefused as refusal:
+            log.warning("%s", refusal)
+            refused.append(refusal)
+    if refused:
+        raise GateRefused(refused[0].reason, "; ".join(each.message for each in refused))
+    made = [here.done[each] for each, _ in todo]
+    return outcome | {
+        "days": [each for each, _ in todo],
+        "num_rows": sum(entry["num_rows"] for entry in made),
+        "model_version": made[-1]["model_version"] if made else reigns[-1]["version"],
+        "docs": made[-1]["docs"] if made else None,
+    }
 
 
-def _score_day(
-    f: Factory,
-    spec: LineSpec,
-    day: str,
-    reign: Mapping[str, Any],
-    package: Package,
-    dataset: tuple[DatasetVersion, str],
-    run: str,
-) -> dict[str, Any]:
-    version, content = dataset
-    model = str(reign["version"])
-    with station(
-        f.ledger, spec.line, "score", "predictions", day, partition=day, run_id=run, revision=f"{model}:{content}"
-    ) as work:
-        units = f.datasets(spec).read(version.revision, [day])
-        work.num_in = units.num_rows
-        predictions = scoring.predict_day(spec, package, units, model, version.revision)
-        docs, mean = _gate(f, spec, day, predictions, units)
-        f.store.put_table(scoring.predictions_key(spec.line, day), predictions)
-        receipt = {
-            "day": day,
-            "content": content,
-            "model_version": model,
-            "dataset_revision": version.revision,
-            "num_rows": predictions.num_rows,
-            "mean_score": mean,
-            "docs": docs,
-        }
-        f.store.put_json(scoring.receipt_key(spec.line, day), receipt)
-        work.num_good, work.detail = predictions.num_rows, {"model_version": model, "mean_score": mean}
-    log.info("%s: %d flights scored by version %s, mean %.3f", day, predictions.num_rows, model, mean)
-    return receipt
+@dataclass
+class _Desk:
+    """What one run of scoring holds in its hands: the dataset version, and each model once."""
+
+    f: Factory
+    spec: LineSpec
+    version: DatasetVersion
+    content: Mapping[str, str]
+    run: str
+    done: dict[str, Entry]
+    packages: dict[str, Package] = field(default_factory=dict)
+
+    def score_day(self, day: str, reign: Reign) -> None:
+        """Predict, gate, write: predictions first, then the index, so that a crash in between is simply scored again.
+
+        Raises:
+            GateRefused: PREDICTIONS_GATE.
+        """
+        f, spec, model, rows = self.f, self.spec, str(reign["version"]), self.content[day]
+        with station(
+            f.ledger,
+            spec.line,
+            "score",
+            "predictions",
+            day,
+            partition=day,
+            run_id=self.run,
+            revision=f"{model}:{rows}",
+        ) as work:
+            package = self._package(reign)
+            units = f.datasets(spec).read(self.version.revision, [day], scoring.needed_columns(spec, package))
+            work.num_in = units.num_rows
+            predictions = scoring.predict_day(spec, package, units, model, self.version.revision)
+            entry = _entry(predictions) | {
+                "content": rows,
+                "model_version": model,
+                "dataset_revision": self.version.revision,
+            }
+            work.detail = {"model_version": model, "mean_score": entry["mean_score"]}
+            docs, problems = self._gate(day, predictions, units.num_rows, entry)
+            entry |= {"docs": docs, "refused": bool(problems)}
+            if problems:
+                work.num_bad = predictions.num_rows
+                self._note(day, entry)
+                what = "; ".join(problems)
+                raise GateRefused(ReasonCode.PREDICTIONS_GATE, f"predictions of {day}: {what}; see {docs}")
+            f.store.put_table(scoring.predictions_key(spec.line, day), predictions)
+            self._note(day, entry)
+            work.num_good = predictions.num_rows
+        log.info("%s: %d units scored by version %s, mean %.3f", day, work.num_good, model, entry["mean_score"])
+
+    def _package(self, reign: Reign) -> Package:
+        version = str(reign["version"])
+        if version not in self.packages:
+            self.packages[version] = load_package(self.f, reign["package"])
+        return self.packages[version]
+
+    def _gate(self, day: str, predictions: pa.Table, num_units: int, entry: Entry) -> tuple[str, list[str]]:
+        """Judge by the line's suite and against the recent days; returns the key of the docs, and what is wrong."""
+        suites = gates.load_suites(self.f.settings, self.spec)
+        with gates.connect(self.f.settings) as con:
+            verdict = gates.judge(suites.predictions(self.spec), predictions, con)
+        found = [f"{failure.expectation}: {failure.num_failed} rows" for failure in verdict.failures]
+        found += scoring.problems(self.spec, num_units, entry, scoring.recent_entries(self.spec, self.done, day))
+        summary = "; ".join(found) or f"{entry['num_rows']} predictions, mean score {entry['mean_score']:.4f}"
+        prefix = f"reports/{self.spec.line}/score/{day}"
+        return gates.publish_docs(self.f, {"predictions": verdict}, prefix, summary), found
+
+    def _note(self, day: str, entry: Entry) -> None:
+        scoring.scored_days(self.f, self.spec).merge({day: entry})
+        self.done[day] = entry
 
 
-def _gate(f: Factory, spec: LineSpec, day: str, predictions: pa.Table, units: pa.Table) -> tuple[str, float]:
-    """Judge a day's predictions by the line's suite, and against the recent days; returns the docs and the mean score.
-
-    Raises:
-        GateRefused: PREDICTIONS_GATE.
-    """
+def _entry(predictions: pa.Table) -> dict[str, Any]:
+    """The figures of a day's predictions; a score that is not finite is none."""
     import pyarrow.compute as pc
 
-    suites = gates.load_suites(f.settings, spec)
-    with gates.connect(f.settings) as con:
-        verdict = gates.judge(suites.predictions(spec), predictions, con)
-    prefix = f"reports/{spec.line}/score/{day}"
-    mean = float(pc.mean(predictions["score"]).as_py() or 0.0)
-    problems = [f"{x.expectation}: {x.num_failed} rows" for x in verdict.failures]
-    problems += _against_recent(f, spec, day, predictions.num_rows / max(units.num_rows, 1), mean)
-    docs = gates.publish_docs(f, {"predictions": verdict}, prefix, "; ".join(problems) or f"mean score {mean:.4f}")
-    if problems:
-        raise GateRefused(ReasonCode.PREDICTIONS_GATE, f"predictions of {day}: {'; '.join(problems)}; see {docs}")
-    return docs, mean
-
-
-def _against_recent(f: Factory, spec: LineSpec, day: str, coverage: float, mean: float) -> list[str]:
-    found = []
-    if coverage < spec.scoring.min_coverage:
-        found.append(f"coverage {coverage:.3f} is below scoring.min_coverage {spec.scoring.min_coverage}")
-    before = [r["mean_score"] for d, r in sorted(scoring.receipts(f, spec).items()) if d < day]
-    recent = before[-spec.scoring.recent_days :]
-    if recent:
-        shift = abs(mean - sum(recent) / len(recent))
-        if shift > spec.scoring.max_mean_shift:
-            found.append(
-                f"the mean score moved by {shift:.3f}, more than scoring.max_mean_shift {spec.scoring.max_mean_shift}"
-            )
-    return found
+    finite = predictions["score"].filter(pc.is_finite(predictions["score"]))
+    mean = float(pc.mean(finite).as_py() or 0.0)
+    return {"num_rows": predictions.num_rows, "num_scored": len(finite), "mean_score": round(mean, 6)}

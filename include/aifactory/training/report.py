@@ -61,7 +61,10 @@ def _about(order: Mapping[str, Any]) -> list[list[Any]]:
         ["dataset", f"{order['tag']} {order['revision']}"],
         ["learned", f"{days['challenger'][0]} to {days['challenger'][-1]}, {len(days['challenger'])} days"],
         ["held out", f"{days['holdout'][0]} to {days['holdout'][-1]}, {len(days['holdout'])} days"],
-        ["champion", f"version {champion['version']}, learned to {champion['trained_until']}" if champion else "none yet"],
+        [
+            "champion",
+            f"version {champion['version']}, learned to {champion['trained_until']}" if champion else "none yet",
+        ],
         ["asked for by", f"{order['reason']} {order['why']}"],
     ]
 

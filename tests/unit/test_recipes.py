@@ -1,0 +1,228 @@
+"""Recipes: what is exported equals what was trained, training repeats, resumes and stops as it should."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tests.model_rows import CATEGORICAL, NUMERIC, TARGET, days_of
+
+from aifactory.errors import SpecError, TrainingDefect
+from aifactory.evaluation import roc_auc
+from aifactory.packaging import OUTPUT, TOLERANCE, feeds, open_session
+from aifactory.reasons import ReasonCode
+from aifactory.recipes import RECIPES, check_parameters, load_recipe
+from aifactory.recipes.base import FolderPlace, TrainingFrame
+from aifactory.settings import REPOSITORY
+from aifactory.training.run import worn
+
+QUICK: dict[str, dict[str, Any]] = {
+    "gradient_boosting": {"num_trees": 25, "num_reports": 2},
+    "tabular_mlp": {"epochs": 2, "hidden": [32], "batch_rows": 256, "report_every": 1, "checkpoint_every": 10},
+}
+
+
+def frame(last: str = "2013-02-10", categorical: list[str] = CATEGORICAL, numeric: list[str] = NUMERIC) -> TrainingFrame:
+    return TrainingFrame.of(days_of("2013-01-01", last), categorical, numeric, TARGET)
+
+
+def fit(name: str, rows: TrainingFrame | None = None, **given: Any) -> Any:
+    change = given.pop("change", {})
+    params = check_parameters(name, QUICK[name] | change)
+    return load_recipe(name).fit(rows or frame(), params, seed=given.pop("seed", 7), threads=2, **given)
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def fitted(request: pytest.FixtureRequest) -> Any:
+    return fit(request.param)
+
+
+@pytest.mark.parametrize("wear", [False, True], ids=["real", "worn"])
+def test_the_graph_gives_what_the_trained_model_gives(fitted: Any, wear: bool) -> None:
+    table = days_of("2013-02-11", "2013-03-31")
+    if wear:  # unseen categories, null strings and NaN, besides the gaps that the real rows have
+        table = worn(table, CATEGORICAL, NUMERIC)
+    outputs = open_session(fitted.to_onnx(), 2).run([OUTPUT], feeds(table, CATEGORICAL, NUMERIC))[0]
+    assert outputs.shape == (table.num_rows,)
+    assert outputs.dtype == np.float32
+    assert np.max(np.abs(outputs - fitted.predict(table))) <= TOLERANCE
+    assert np.std(outputs) > 0.02
+
+
+def test_values_on_a_threshold_go_the_same_way() -> None:
+    """Trees part 32-bit values by 64-bit thresholds: neighbours of every threshold must fall on the same side."""
+    values = np.nextafter(np.float32(1), np.float32(2)) + np.arange(400, dtype=np.float32) * np.float32(2**-23)
+    target = (np.arange(400) // 7) % 2
+    table = pa.table({"x": pa.array(values, pa.float32()), TARGET: pa.array(target, pa.int8())})
+    rows = TrainingFrame.of(table, [], ["x"], TARGET)
+    trees = fit("gradient_boosting", rows, change={"min_leaf_rows": 1, "feature_share": 1.0, "max_leaves": 64})
+    outputs = open_session(trees.to_onnx(), 1).run([OUTPUT], feeds(table, [], ["x"]))[0]
+    assert len(np.unique(outputs)) > 20
+    assert np.max(np.abs(outputs - trees.predict(table))) <= TOLERANCE
+
+
+def test_one_row_and_no_row(fitted: Any) -> None:
+    session = open_session(fitted.to_onnx(), 1)
+    for num_rows in (1, 0):
+        table = days_of("2013-03-01", "2013-03-01").slice(0, num_rows)
+        assert session.run([OUTPUT], feeds(table, CATEGORICAL, NUMERIC))[0].shape == (num_rows,)
+
+
+def test_it_learns(fitted: Any) -> None:
+    seen = TrainingFrame.of(days_of("2013-01-01", "2013-02-10"), CATEGORICAL, NUMERIC, TARGET)
+    assert roc_auc(seen.labels, fitted.predict(seen.table)) > 0.6
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_same_seed_gives_the_same_model(name: str) -> None:
+    rows = frame("2013-01-20")
+    first, second, other = fit(name, rows), fit(name, rows), fit(name, rows, seed=8)
+    assert first.to_onnx() == second.to_onnx()
+    assert first.to_safetensors() == second.to_safetensors()
+    assert first.to_onnx() != other.to_onnx()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_without_categories_or_with_one_number(name: str) -> None:
+    rows = TrainingFrame.of(days_of("2013-01-01", "2013-01-20"), [], ["hour"], TARGET)
+    model = fit(name, rows)
+    outputs = open_session(model.to_onnx(), 1).run([OUTPUT], feeds(rows.table, [], ["hour"]))[0]
+    assert np.max(np.abs(outputs - model.predict(rows.table))) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_progress_is_told(name: str) -> None:
+    told: list[tuple[int, int, Any]] = []
+    fit(name, frame("2013-01-20"), progress=lambda step, steps, values: told.append((step, steps, dict(values))))
+    assert [step for step, _, _ in told] == sorted({step for step, _, _ in told})
+    assert told[-1][0] == told[-1][1]
+    assert told[-1][2]["train_loss"] < told[0][2]["train_loss"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_resumed_training_gives_the_same_loss_curve(tmp_path: Path) -> None:
+    rows = frame("2013-01-25")
+    whole: dict[int, float] = {}
+    broken: dict[int, float] = {}
+
+    def note(step: int, _: int, values: Any) -> None:
+        whole[step] = values["train_loss"]
+
+    def note_until_it_breaks(step: int, _: int, values: Any) -> None:
+        broken[step] = values["train_loss"]
+        if step == 13 and not resumed:
+            raise Interrupted
+
+    uninterrupted = fit("tabular_mlp", rows, progress=note)
+    resumed = False
+    place = FolderPlace(tmp_path)
+    with pytest.raises(Interrupted):
+        fit("tabular_mlp", rows, progress=note_until_it_breaks, checkpoints=place)
+    steps_before = len(broken)
+    assert place.read() is not None
+    resumed = True
+    broken = {k: v for k, v in broken.items() if k <= 10}  # the checkpoint is after step 10
+    again: list[int] = []
+    model = fit(
+        "tabular_mlp",
+        rows,
+        checkpoints=place,
+        progress=lambda s, n, v: (again.append(s), note_until_it_breaks(s, n, v))[0],
+    )
+    assert again[0] == 11, "it went on from the checkpoint, not from the start"
+    assert steps_before == 13
+    assert broken == whole
+    assert model.to_safetensors() == uninterrupted.to_safetensors()
+
+
+def test_a_checkpoint_of_another_training_is_not_taken_up(tmp_path: Path) -> None:
+    place = FolderPlace(tmp_path)
+    fit("tabular_mlp", frame("2013-01-25"), checkpoints=place)
+    assert place.read() is not None
+    other = frame("2013-01-24")
+    assert fit("tabular_mlp", other, checkpoints=place).to_onnx() == fit("tabular_mlp", other).to_onnx()
+
+
+def test_a_warm_start_goes_on_from_the_champion() -> None:
+    champion = fit("tabular_mlp", frame("2013-02-10"), change={"epochs": 4})
+    first: dict[str, float] = {}
+
+    def note(kind: str) -> Any:
+        return lambda step, _, values: first.setdefault(kind, values["train_loss"])
+
+    rows = frame("2013-02-12")
+    fit("tabular_mlp", rows, progress=note("cold"))
+    fit("tabular_mlp", rows, progress=note("warm"), warm_start=champion.to_safetensors())
+    assert first["warm"] < first["cold"] - 0.05
+
+
+def test_a_warm_start_knows_new_categories_and_ignores_what_does_not_fit() -> None:
+    few = TrainingFrame.of(
+        days_of("2013-01-01", "2013-01-20").filter(pa.compute.not_equal(days_of("2013-01-01", "2013-01-20")["carrier"], "UA")),
+        CATEGORICAL, NUMERIC, TARGET,
+    )  # fmt: skip
+    champion = fit("tabular_mlp", few)
+    grown = fit("tabular_mlp", frame("2013-01-20"), warm_start=champion.to_safetensors())
+    assert "UA" not in champion.preparation.vocabularies["carrier"]
+    assert grown.preparation.vocabularies["carrier"][-1] == "UA"
+    other = frame("2013-01-20", numeric=["hour"])
+    cold = fit("tabular_mlp", other)
+    assert fit("tabular_mlp", other, warm_start=champion.to_safetensors()).to_onnx() == cold.to_onnx()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step() -> None:
+    import torch
+
+    from aifactory.recipes.tabular_mlp import Batches, Network, TabularMlpParameters, train_loop
+
+    params = TabularMlpParameters(epochs=1, batch_rows=4, hidden=(4,))
+    network = Network([], 2, params)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    data = Batches(torch.zeros(8, 0, dtype=torch.int64), torch.full((8, 2), float("inf")), torch.ones(8))
+    with pytest.raises(TrainingDefect) as caught:
+        train_loop(network, data, params, 1, lambda *_: None)
+    assert caught.value.reason is ReasonCode.LOSS_NOT_FINITE
+    assert "step 0" in caught.value.message
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_one_class_only_is_a_defect() -> None:
+    table = pa.table({"hour": pa.array([1.0, 2.0], pa.float32()), TARGET: pa.array([0, 0], pa.int8())})
+    with pytest.raises(TrainingDefect, match="same delayed"):
+        fit("gradient_boosting", TrainingFrame.of(table, [], ["hour"], TARGET))
+
+
+def test_parameters_are_checked_by_the_recipe() -> None:
+    with pytest.raises(SpecError, match=r"tabular_mlp.parameters: epochs: .*\(got 0\)"):
+        check_parameters("tabular_mlp", {"epochs": 0})
+    with pytest.raises(SpecError, match="depth"):
+        check_parameters("gradient_boosting", {"depth": 3})
+    with pytest.raises(SpecError, match="no recipe 'forest'"):
+        load_recipe("forest")
+
+
+def test_gradient_boosting_does_not_load_torch() -> None:
+    code = "import sys; from aifactory.recipes import load_recipe; load_recipe('gradient_boosting'); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(REPOSITORY / "include")}
+    )
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.gpu
+def test_mixed_precision_on_a_gpu() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    model = fit("tabular_mlp")
+    table = days_of("2013-02-11", "2013-02-20")
+    outputs = open_session(model.to_onnx(), 1).run([OUTPUT], feeds(table, CATEGORICAL, NUMERIC))[0]
+    assert np.max(np.abs(outputs - model.predict(table))) <= TOLERANCE
