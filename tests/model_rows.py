@@ -61,7 +61,7 @@ def small_line(**sections: dict[str, Any]) -> LineSpec:
     whole = load_line(REPOSITORY / "include" / "lines" / "flight_delay").model_dump()
     whole["model"] |= {"categorical": CATEGORICAL, "numeric": NUMERIC, "entity_key": ["carrier", "flight", "origin"]}
     whole["model"]["recipes"] = {
-        "gradient_boosting": {"parameters": {"num_trees": 30, "num_reports": 2}},
+        "gradient_boosting": {"parameters": {"num_trees": 30}},
         "tabular_mlp": {"parameters": {"epochs": 2, "warm_epochs": 1, "hidden": [32]}},
     }
     whole["evaluation"] |= {"floor": 0.5}

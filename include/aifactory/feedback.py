@@ -184,7 +184,7 @@ def decide(
 
     Args:
         spec: the line.
-        windows: `day` and `violations` of the champion's windows, oldest first.
+        windows: `day` and `violations` of the champion's full windows, oldest first.
         trained_until: last day that the champion learned from.
         newest_day: newest day of the dataset.
         called_on: days on which a retrain of this champion was called for before. A champion that outlived such a call

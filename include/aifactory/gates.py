@@ -123,7 +123,9 @@ def judge(suite: ExpectationSuite, data: pa.Table | str, con: duckdb.DuckDBPyCon
             ReasonCode.GATE_BROKEN,
             f"the gate {suite.name} judged {len(result.results)} of {len(suite.expectations)} expectations",
         )
-    failures = tuple(_failure(r) for r in result.results if not r.success)
+    place = {describe(x.configuration): n for n, x in enumerate(suite.expectations)}  # GX groups results by column
+    unmet = sorted((r for r in result.results if not r.success), key=lambda r: place[describe(r.expectation_config)])
+    failures = tuple(_failure(r) for r in unmet)
     return Verdict(suite.name, num_rows, failures, result)
 
 

@@ -30,10 +30,10 @@ _LOCKED = re.compile(r"(cannot|failed to|unable to) lock|\.lock'", re.IGNORECASE
 _IDENTITY = "AI factory <factory@localhost>"
 _KEPT_VARIABLES = ("GIT_ASKPASS", "GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "GIT_EXEC_PATH")
 # Our own global file, not variables: git hands it on to the processes that it starts in the other repository.
-_SCRATCH_CONFIG = "[safe]\n\tdirectory = *\n[fastimport]\n\tunpackLimit = 1\n[advice]\n\tdetachedHead = false\n"
+_SCRATCH_CONFIG = "[safe]\n\tdirectory = *\n[fastimport]\n\tunpackLimit = 1\n[core]\n\tcompression = 1\n"
 # What a version names must survive a power cut, so every object is flushed before its ref moves. Git would clean up
 # in the background after a push: a process that nobody ends; see `Remote.clean_up`.
-_SHARED_CONFIG = "[core]\n\tfsync = committed\n\tfsyncMethod = batch\n[receive]\n\tautogc = false\n"
+_SHARED_CONFIG = "[core]\n\tfsync = committed\n\tfsyncMethod = batch\n\tlooseCompression = 1\n[receive]\n\tautogc = false\n"
 
 
 @dataclass(frozen=True)

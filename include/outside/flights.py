@@ -49,6 +49,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHOSEN_DAY = "2013-09-07"
+"""The nights up to here cross the end of the summer: from September 4 on far fewer flights are late (13 % in September,
+23 % over the year), the score of a model of the summer shifts (daily PSI of 2 to 5; the median day has .8), and its AUC
+falls from .75 to about .60. Whichever weekday yesterday is, at least 240 days lie before the nights, and more than
+three months after them.
+"""
 FIRST_DAY, LAST_DAY = date(2013, 1, 1), date(2013, 12, 31)
 CLOCK = "_world/clock.json"
 PREFIX = "flight_delay"
@@ -325,9 +330,8 @@ def _next_at(clock: pd.Series, after: pd.Series, offset: pd.Series) -> pd.Series
 
     since_midnight = _minutes((clock // 100) * 60 + clock % 100)
     local = after - offset
-    wait = since_midnight - (local - local.dt.normalize())
-    wait = wait.where(wait >= pd.Timedelta(0), wait + pd.Timedelta(days=1))
-    found: pd.Series = (after + wait).dt.as_unit("us")
+    wait: Any = since_midnight - (local - local.dt.normalize())
+    found: pd.Series = (after + wait % pd.Timedelta(days=1)).dt.as_unit("us")
     return found
 
 

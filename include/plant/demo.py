@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from dataclasses import asdict, dataclass, field
-from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -21,6 +20,7 @@ from rich.table import Table
 import plant
 from aifactory.errors import NotFound
 from aifactory.factory import Factory
+from aifactory.feedback import days_apart
 from aifactory.ledger import EventKind, ProductionEvent
 from aifactory.line import LineSpec, find_line
 from aifactory.settings import Settings
@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 LINE = "flight_delay"
 NUM_NIGHTS = 8
-HANDICAP_NIGHT = 2
-"""After this night a challenger without its strongest features is trained, to show the gate refusing one."""
 REST_S = 3.0
 """The loop is at rest when no run was active for this long, s."""
 RUN_TIMEOUT_S = 900.0
@@ -156,7 +154,7 @@ class Demo:
             night = self._night(number, day, before, time.time() - begun)
             self.report.nights.append(night)
             self.say(f"night {number}, {day}: {night.accepted} rows, {night.decision} ({night.seconds:.0f} s)")
-            if number == HANDICAP_NIGHT:
+            if not self.report.refused and self._can_be_judged(day):
                 self._handicapped_challenger(day)
 
     # --- steps
@@ -170,6 +168,11 @@ class Demo:
         state = self.api.wait_run(dag_id, run, timeout_s=RUN_TIMEOUT_S)
         if state != "success":
             raise DemoFailed(f"{dag_id} run {run} ended as {state}: see {self.api.run_url(dag_id, run)}")
+
+    def _can_be_judged(self, day: str) -> bool:
+        """Whether there are days enough that the champion has not learned, to judge a challenger on."""
+        champion = self._champion()
+        return champion is not None and days_apart(champion["trained_until"], day) >= self.spec.dataset.min_holdout_days
 
     def _handicapped_challenger(self, day: str) -> None:
         """Train a challenger on the schedule alone. It is worse on purpose: the gate must refuse it."""
@@ -348,9 +351,3 @@ def write(settings: Settings, report: Report) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(report), indent=1, default=str))
     log.info("report written to %s", path)
-
-
-def days_between(first: str, last: str) -> list[str]:
-    """Every partition key from first to last, both included."""
-    start, end = date.fromisoformat(first), date.fromisoformat(last)
-    return [(start + timedelta(days=n)).isoformat() for n in range((end - start).days + 1)]

@@ -343,7 +343,7 @@ def test_broken_gate_is_a_failed_gate(line: Line, monkeypatch: pytest.MonkeyPatc
     suites = gates.load_suites(line.f.settings, line.spec)
     raw = suites.raw
 
-    def broken(spec: LineSpec, table: str):  # noqa: ANN202
+    def broken(spec: LineSpec, table: str):
         from aifactory.expectations import never, suite
 
         return suite("broken", [*raw(spec, table).expectations, never("no_such_column > 1", "nonsense")])

@@ -249,7 +249,14 @@ def when_training(act: Callable[[], None]) -> Callable[[str], None]:
 def children() -> list[int]:
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False)
     pids = [int(pid) for pid in found.stdout.split()]
-    return [p for p in pids if "aifactory.training" in Path(f"/proc/{p}/cmdline").read_text().replace("\0", " ")]
+    return [pid for pid in pids if "aifactory.training" in command_line(pid)]
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:  # it has ended; `ps` itself is such a child
+        return ""
 
 
 def test_a_stopped_training_ends_cleanly(factory_mlflow: Factory, tmp_path: Path) -> None:
@@ -298,7 +305,7 @@ def test_no_secret_is_on_the_command_line(factory_mlflow: Factory, line: LineSpe
     seen: list[str] = []
 
     def look(_: str) -> None:
-        seen.extend(Path(f"/proc/{pid}/cmdline").read_text() for pid in children())
+        seen.extend(command_line(pid) for pid in children())
 
     launch(f.settings, line.line, order["order_id"], "challenger", 120, look)
     secret = f.settings.s3_secret_key.get_secret_value()

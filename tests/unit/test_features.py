@@ -42,9 +42,9 @@ def without_the_future(raw: Raw, instant: dt.datetime) -> Raw:
     for day, table in raw["flights"].items():
         departed_later = pc.fill_null(pc.greater(table["departure"], now), False)
         arrived_later = pc.fill_null(pc.greater(table["arrival"], now), False)
-        table = nullified(table, ["arrival", "arr_delay", "air_time"], arrived_later)
-        table = nullified(table, ["departure", "dep_delay", "dep_time"], departed_later)
-        known["flights"][day] = nullified(table, ["cancelled"], pc.greater(table["scheduled_departure"], now))
+        then = nullified(table, ["arrival", "arr_delay", "air_time"], arrived_later)
+        then = nullified(then, ["departure", "dep_delay", "dep_time"], departed_later)
+        known["flights"][day] = nullified(then, ["cancelled"], pc.greater(table["scheduled_departure"], now))
     for day, table in raw["weather"].items():
         known["weather"][day] = table.filter(pc.less_equal(table["time_hour"], now))
     return known

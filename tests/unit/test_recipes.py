@@ -22,7 +22,7 @@ from aifactory.settings import REPOSITORY
 from aifactory.training.run import worn
 
 QUICK: dict[str, dict[str, Any]] = {
-    "gradient_boosting": {"num_trees": 25, "num_reports": 2},
+    "gradient_boosting": {"num_trees": 25},
     "tabular_mlp": {"epochs": 2, "hidden": [32], "batch_rows": 256, "report_every": 1, "checkpoint_every": 10},
 }
 

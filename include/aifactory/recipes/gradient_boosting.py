@@ -6,7 +6,9 @@ punctual. Rare ones count as unknown, so that the trees learn what to do with a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,8 @@ from aifactory.recipes.base import CheckpointPlace, Parameters, Progress, Traini
 from aifactory.recipes.graph import Graph
 
 _SMOOTHING_ROWS = 20.0
+_REPORT_EVERY = 10
+_LOOK_EVERY_S = 0.2
 
 
 class GradientBoostingParameters(Parameters):
@@ -36,7 +40,6 @@ class GradientBoostingParameters(Parameters):
     feature_share: float = Field(0.5, gt=0, le=1, description="Share of features that a split may choose from.")
     max_bins: int = Field(255, ge=2, le=255, description="Bins of a feature.")
     min_category_rows: int = Field(30, ge=1, description="A category with fewer rows counts as unknown.")
-    num_reports: int = Field(4, ge=1, description="How often progress is reported.")
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class GradientBoosting:
         progress: Progress = lambda step, steps, metrics: None,
         checkpoints: CheckpointPlace | None = None,
     ) -> FittedTrees:
-        """Grow the trees in a few parts, and report the training loss after each."""
+        """Number the categories, then grow the trees; the training loss is reported meanwhile."""
         labels = frame.labels
         if len(np.unique(labels)) < 2:
             raise TrainingDefect(
@@ -95,36 +98,64 @@ class GradientBoosting:
         model = _new_model(params, seed)
         # scikit-learn's OpenMP would take every core; on two cores the scheduler and the stores want one of them, and
         # two threads that wait for each other in a spin are ten times slower there than one
-        with threadpool_limits(limits=1 if threads <= 2 else threads):
-            for num_trees in _parts(params.num_trees, params.num_reports):
-                model.set_params(max_iter=num_trees)
-                model.fit(features, labels)
-                loss = _log_loss(labels, model.predict_proba(features)[:, 1])
-                if not np.isfinite(loss):
-                    raise TrainingDefect(
-                        ReasonCode.LOSS_NOT_FINITE, f"the loss is {loss} after {num_trees} trees; lower learning_rate"
-                    )
-                progress(num_trees, params.num_trees, {"train_loss": loss})
+        with threadpool_limits(limits=1 if threads <= 2 else threads), _watched(model, params.num_trees, progress):
+            model.fit(features, labels)
+        if not np.isfinite(model.train_score_).all():
+            raise TrainingDefect(
+                ReasonCode.LOSS_NOT_FINITE, f"the loss is not finite after {params.num_trees} trees; lower learning_rate"
+            )
         return FittedTrees(model, vocabularies, frame.numeric)
 
 
 def _new_model(params: GradientBoostingParameters, seed: int) -> Any:
     return HistGradientBoostingClassifier(
+        max_iter=params.num_trees,
         learning_rate=params.learning_rate,
         max_leaf_nodes=params.max_leaves,
         min_samples_leaf=params.min_leaf_rows,
         l2_regularization=params.l2,
         max_features=params.feature_share,
         max_bins=params.max_bins,
-        early_stopping=False,
-        warm_start=True,  # a fit goes on from the trees that are there
+        # "early stopping" on the training loss that never stops early: it keeps the loss of every tree for the asking
+        early_stopping=True,
+        scoring="loss",
+        validation_fraction=None,
+        n_iter_no_change=params.num_trees,
         random_state=seed,
     )
 
 
-def _parts(total: int, parts: int) -> list[int]:
-    """Numbers of trees at which to stop and report, the last one `total`."""
-    return sorted({max(1, round(total * part / parts)) for part in range(1, parts + 1)})
+@contextmanager
+def _watched(model: Any, num_trees: int, progress: Progress) -> Iterator[None]:
+    """Report the loss while trees grow, from a thread beside: growing them in parts would cost twice the time."""
+    done = threading.Event()
+    failed: list[Exception] = []
+    told = 0
+
+    def tell(losses: Sequence[float]) -> None:
+        nonlocal told
+        for tree in range(told + 1, len(losses)):
+            told = tree
+            if tree % _REPORT_EVERY == 0 or tree == num_trees:
+                progress(tree, num_trees, {"train_loss": -float(losses[tree])})
+
+    def watch() -> None:
+        try:
+            while not done.wait(_LOOK_EVERY_S):
+                tell(list(getattr(model, "train_score_", [])))
+        except Exception as error:  # raised again below, in the thread that trains
+            failed.append(error)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+    if failed:
+        raise failed[0]
+    tell(model.train_score_)
 
 
 def _vocabulary(frame: TrainingFrame, column: str, labels: npt.NDArray[np.float32], min_rows: int) -> dict[str, float]:
@@ -145,11 +176,6 @@ def _features(
     """What the trees see, float32 [n, categorical + numeric], NaN for missing and unknown."""
     columns = [codes(table, c, v, float("nan")) for c, v in vocabularies.items()]
     return np.column_stack([*columns, matrix(table, numeric)])
-
-
-def _log_loss(labels: npt.NDArray[np.float32], p: npt.NDArray[np.float64]) -> float:
-    p = np.clip(p, 1e-15, 1 - 1e-15)
-    return float(-np.mean(labels * np.log(p) + (1 - labels) * np.log1p(-p)))
 
 
 def _ensemble(model: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def window_key(line: str, day: str) -> str:
 
 
 def judged_windows(f: Factory, spec: LineSpec) -> DayIndex:
-    """The windows in short, by day: `content`, `model_version`, `metrics`, `violations`, `report`."""
+    """The windows in short, by day: `content`, `model_version`, `num_days`, `metrics`, `violations`, `report`."""
     return DayIndex(f.store, f"feedback/{spec.line}/index.json")
 
 
@@ -99,6 +99,7 @@ def _judge_window(
         short = {
             "content": content,
             "model_version": version,
+            "num_days": len(days),
             "metrics": window["metrics"],
             "violations": window["violations"],
         }
@@ -203,14 +204,14 @@ def _call(f: Factory, spec: LineSpec, said: Mapping[str, Any]) -> bool:
 
 
 def _windows_of(f: Factory, spec: LineSpec, champion: Champion | None) -> list[dict[str, Any]]:
-    """Day and violations of the windows of the version in service, oldest first."""
+    """Day and violations of the full windows of the version in service, oldest first."""
     if champion is None:
         return []
     known = judged_windows(f, spec).read()
     return [
         {"day": day, "violations": list(entry["violations"])}
         for day, entry in known.items()
-        if entry["model_version"] == champion.version
+        if entry["model_version"] == champion.version and entry["num_days"] >= spec.feedback.window_days
     ]
 
 
