@@ -24,7 +24,7 @@ from bench.ratio import Ratio
 from plant.stores import start_stores
 
 HISTORIES = (30, 365, 2000)
-ROUNDS = 7
+ROUNDS = 11
 NUM_VALUES = 2_500_000  # 20 MB of doubles that do not compress
 
 

@@ -42,7 +42,9 @@ def flights() -> pa.Table:
             "distance": raw["distance"].astype("float32"),
             "block_minutes": raw["air_time"].astype("float32"),  # has real gaps
             "late_before": day.map(before).astype("float32"),
-            "prediction_time": (day + pd.to_timedelta(raw["hour"], unit="h")).dt.tz_localize("UTC").astype("datetime64[us, UTC]"),
+            "prediction_time": (day + pd.to_timedelta(raw["hour"], unit="h"))
+            .dt.tz_localize("UTC")
+            .astype("datetime64[us, UTC]"),
             TARGET: late.astype("Int8"),
         }
     )
@@ -62,7 +64,7 @@ def small_line(**sections: dict[str, Any]) -> LineSpec:
     whole["model"] |= {"categorical": CATEGORICAL, "numeric": NUMERIC, "entity_key": ["carrier", "flight", "origin"]}
     whole["model"]["recipes"] = {
         "gradient_boosting": {"parameters": {"num_trees": 30}},
-        "tabular_mlp": {"parameters": {"epochs": 2, "warm_epochs": 1, "hidden": [32]}},
+        "tabular_mlp": {"parameters": {"epochs": 6, "warm_epochs": 2, "hidden": [32], "batch_rows": 128}},
     }
     whole["evaluation"] |= {"floor": 0.5}
     for name, values in sections.items():

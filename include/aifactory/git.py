@@ -33,7 +33,7 @@ _KEPT_VARIABLES = ("GIT_ASKPASS", "GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSL_CAINFO"
 _SCRATCH_CONFIG = "[safe]\n\tdirectory = *\n[fastimport]\n\tunpackLimit = 1\n[core]\n\tcompression = 1\n"
 # What a version names must survive a power cut, so every object is flushed before its ref moves. Git would clean up
 # in the background after a push: a process that nobody ends; see `Remote.clean_up`.
-_SHARED_CONFIG = "[core]\n\tfsync = committed\n\tfsyncMethod = batch\n\tlooseCompression = 1\n[receive]\n\tautogc = false\n"
+_SHARED_CONFIG = "[core]\n\tfsync = committed\n\tfsyncMethod = batch\n[receive]\n\tautogc = false\n"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import time
 
 import pytest
 
@@ -39,12 +38,10 @@ def test_play_delivers_what_is_due_and_never_writes_a_file_again(factory: Factor
     assert factory.landing.get(mark) == b"corrected by hand"
 
 
-def test_a_year_long_delivery_is_quick_and_repeatable(factory: Factory) -> None:
+def test_delivering_again_gives_the_same_bytes(factory: Factory) -> None:
     world = World(factory.settings, "2013-09-07", today=TODAY)
     days = world.days("2013-01-01", "2013-01-20")
-    begun = time.monotonic()
     world.land(days)
-    assert time.monotonic() - begun < 60
     etags = {o.key: o.etag for o in factory.landing.list("flight_delay/")}
     assert len(etags) == 2 * len(days)
 

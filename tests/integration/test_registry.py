@@ -72,7 +72,9 @@ def test_versions_champion_and_aliases(factory_mlflow: Factory, registry: Regist
     assert registry.client.get_model_version_by_alias("small_line", "previous").version == second
 
 
-def test_a_rerun_changes_nothing_and_repairs_the_aliases(factory_mlflow: Factory, registry: Registry, fitted: Any) -> None:
+def test_a_rerun_changes_nothing_and_repairs_the_aliases(
+    factory_mlflow: Factory, registry: Registry, fitted: Any
+) -> None:
     first = register(factory_mlflow, registry, fitted, 1)
     one = registry.switch(first, expected_etag=None)
     registry.client.delete_registered_model_alias("small_line", "champion")

@@ -132,7 +132,11 @@ def test_a_handicapped_challenger_is_scrapped(factory_mlflow: Factory, line: Lin
     f.registry(line).switch(made["version"], expected_etag=None)
     commit(f, line, "2013-02-15", "2013-02-24")
     keep = {"carrier", "origin", "dest", "distance"}
-    request = {"reason": "OPERATOR", "signal": "manual/1", "drop_features": [x for x in line.model.features if x not in keep]}
+    request = {
+        "reason": "OPERATOR",
+        "signal": "manual/1",
+        "drop_features": [x for x in line.model.features if x not in keep],
+    }
     order = train.resolve_order(f, line, request)
     assert min(order["days"]["holdout"]) > "2013-02-14"
     train.train(f, line, order["order_id"], "challenger")
@@ -141,9 +145,7 @@ def test_a_handicapped_challenger_is_scrapped(factory_mlflow: Factory, line: Lin
         assert not verdict["passed"]
         assert verdict["kind"] == "another make"
     assert "GAIN_NOT_PROVEN" in {r["code"] for r in verdict["reasons"]}
-    scrapped = [
-        e for e in f.ledger.events(line=line.line, kind=EventKind.SCRAPPED) if e.unit == order["order_id"]
-    ]
+    scrapped = [e for e in f.ledger.events(line=line.line, kind=EventKind.SCRAPPED) if e.unit == order["order_id"]]
     assert len(scrapped) == 1
     assert scrapped[0].reason is not None
     assert scrapped[0].detail["reasons"] == verdict["reasons"]
@@ -247,7 +249,9 @@ def when_training(act: Callable[[], None]) -> Callable[[str], None]:
 
 
 def children() -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False
+    )
     pids = [int(pid) for pid in found.stdout.split()]
     return [pid for pid in pids if "aifactory.training" in command_line(pid)]
 

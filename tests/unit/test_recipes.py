@@ -27,7 +27,9 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
-def frame(last: str = "2013-02-10", categorical: list[str] = CATEGORICAL, numeric: list[str] = NUMERIC) -> TrainingFrame:
+def frame(
+    last: str = "2013-02-10", categorical: list[str] = CATEGORICAL, numeric: list[str] = NUMERIC
+) -> TrainingFrame:
     return TrainingFrame.of(days_of("2013-01-01", last), categorical, numeric, TARGET)
 
 
@@ -212,7 +214,11 @@ def test_parameters_are_checked_by_the_recipe() -> None:
 def test_gradient_boosting_does_not_load_torch() -> None:
     code = "import sys; from aifactory.recipes import load_recipe; load_recipe('gradient_boosting'); print('torch' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(REPOSITORY / "include")}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(REPOSITORY / "include")},
     )
     assert done.stdout.strip() == "False"
 

@@ -85,7 +85,10 @@ def test_exit_codes_become_errors() -> None:
 
 def test_the_process_gets_what_it_needs_and_no_more() -> None:
     settings = Settings(
-        threads=3, s3_secret_key=SecretStr("s3-secret"), ledger_dsn=SecretStr("postgresql://ledger-secret"), _env_file=None
+        threads=3,
+        s3_secret_key=SecretStr("s3-secret"),
+        ledger_dsn=SecretStr("postgresql://ledger-secret"),
+        _env_file=None,
     )  # type: ignore[call-arg]
     found = environment(settings)
     assert found["AIF_S3_SECRET_KEY"] == "s3-secret"

@@ -102,7 +102,8 @@ class GradientBoosting:
             model.fit(features, labels)
         if not np.isfinite(model.train_score_).all():
             raise TrainingDefect(
-                ReasonCode.LOSS_NOT_FINITE, f"the loss is not finite after {params.num_trees} trees; lower learning_rate"
+                ReasonCode.LOSS_NOT_FINITE,
+                f"the loss is not finite after {params.num_trees} trees; lower learning_rate",
             )
         return FittedTrees(model, vocabularies, frame.numeric)
 

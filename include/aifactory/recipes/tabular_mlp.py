@@ -138,8 +138,7 @@ class FittedMlp:
 
     def to_safetensors(self) -> bytes | None:
         """Weights, with the preparation beside them as metadata."""
-        about = {"format": FORMAT, "preparation": json.dumps(vars(self.preparation))}
-        return bytes(save_tensors(self.network.state_dict(), metadata=about))
+        return _save(self.network.state_dict(), {"format": FORMAT, "preparation": vars(self.preparation)})
 
     def _numbers(self, graph: Graph) -> list[str]:
         prepared = self.preparation
@@ -274,14 +273,13 @@ class Keeper:
 
     def keep(self, step: int, network: Any, optimizer: Any) -> None:
         """Replace the checkpoint; `step` steps are done. The learning rate and the order follow from the step."""
-        tensors = {f"model.{name}": t.detach().cpu() for name, t in network.state_dict().items()}
+        tensors = {f"model.{name}": t.detach() for name, t in network.state_dict().items()}
         for i, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{name}": t.detach().cpu() for name, t in state.items()}
+            tensors |= {f"optimizer.{i}.{name}": t.detach() for name, t in state.items()}
         tensors["rng.cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
-        about = {"training": self._training, "step": str(step)}
-        self._place.write(save_tensors({k: t.contiguous() for k, t in tensors.items()}, metadata=about))
+        self._place.write(_save(tensors, {"training": self._training, "step": step}))
 
     def resume(self, network: Any, optimizer: Any) -> int:
         """Take up the checkpoint of this very training; the number of steps that are done, 0 without one."""
@@ -319,11 +317,18 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
             torch.use_deterministic_algorithms(before[1])
 
 
-def metadata(safetensors: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file, which its own loader for bytes does not give: 8 bytes length, JSON header."""
+def _save(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> bytes:
+    """Tensors and JSON beside them; under one key, for safetensors writes several in any order."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return bytes(save_tensors(plain, metadata={"about": json.dumps(about, sort_keys=True)}))
+
+
+def metadata(safetensors: bytes) -> dict[str, Any]:
+    """What `_save` put beside the tensors; the loader for bytes does not give it: 8 bytes length, JSON header."""
     size = int.from_bytes(safetensors[:8], "little")
-    found: dict[str, str] = json.loads(safetensors[8 : 8 + size]).get("__metadata__", {})
-    return found
+    header = json.loads(safetensors[8 : 8 + size])
+    about: dict[str, Any] = json.loads(header.get("__metadata__", {}).get("about", "{}"))
+    return about
 
 
 @dataclass(frozen=True)
@@ -336,7 +341,7 @@ def _usable(warm_start: bytes | None, frame: TrainingFrame, params: TabularMlpPa
     """The champion's weights where they fit this training: same columns, same widths."""
     if warm_start is None or metadata(warm_start).get("format") != FORMAT:
         return None
-    raw = json.loads(metadata(warm_start)["preparation"])
+    raw = metadata(warm_start)["preparation"]
     prepared = Preparation(**{**raw, "numeric": tuple(raw["numeric"])})
     tensors = load_tensors(warm_start)
     shapes = [tuple(t.shape) for name, t in sorted(tensors.items()) if name.startswith("hidden") and t.dim() == 2]
