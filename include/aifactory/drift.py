@@ -75,8 +75,9 @@ def ks(quantiles: Sequence[float], values: npt.NDArray[Any], num_reference: int)
 def chi_square(expected: Sequence[float], counts: Sequence[float]) -> float:
     """p-value of Pearson's chi-square test that counts come from the expected shares (Pearson, 1900).
 
-    Bins that expect fewer than `MIN_EXPECTED` rows are merged, with the smallest other bin where they still expect
-    fewer together. 1 where fewer than two bins are left.
+    Bins that expect fewer than `MIN_EXPECTED` rows are merged into one, and that one into the smallest other bin where
+    it holds fewer rows than that too: what was rare and is rare says nothing, what was rare and is common must show.
+    1 where fewer than two bins are left.
 
     Raises:
         ValueError: not equally many shares and counts.
@@ -90,8 +91,9 @@ def chi_square(expected: Sequence[float], counts: Sequence[float]) -> float:
     order = np.argsort(shares, kind="stable")
     observed = np.asarray(counts, dtype=np.float64)[order]
     wanted = (shares / shares.sum())[order] * observed.sum()
-    num_merged = int(np.searchsorted(np.cumsum(wanted), MIN_EXPECTED)) + 1
-    num_merged = max(num_merged, int((wanted < MIN_EXPECTED).sum()))
+    num_merged = max(int((wanted < MIN_EXPECTED).sum()), 1)
+    if max(wanted[:num_merged].sum(), observed[:num_merged].sum()) < MIN_EXPECTED:
+        num_merged += 1
     if len(wanted) - num_merged < 1:
         return 1.0
     observed = np.r_[observed[:num_merged].sum(), observed[num_merged:]]

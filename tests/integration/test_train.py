@@ -288,7 +288,7 @@ def test_a_training_that_takes_too_long_is_stopped(factory_mlflow: Factory, tmp_
     f = factory_mlflow
     spec, order_id = slow_line(f, tmp_path)
     began = time.monotonic()
-    with pytest.raises(InfrastructureFault, match="compute.timeout_minutes") as caught:
+    with pytest.raises(InfrastructureFault, match=r"compute\.timeout_minutes") as caught:
         launch(f.settings, spec.line, order_id, "challenger", 15)
     assert caught.value.reason is ReasonCode.DEADLINE_MISSED
     assert time.monotonic() - began < 60
@@ -299,7 +299,7 @@ def test_without_mlflow_training_is_an_infrastructure_fault(factory_mlflow: Fact
     f = factory_mlflow
     order = train.resolve_order(f, line, REQUEST)
     lost = f.settings.model_copy(update={"mlflow_uri": "http://127.0.0.1:9"})
-    with pytest.raises(InfrastructureFault, match="MLflow at http://127.0.0.1:9"):
+    with pytest.raises(InfrastructureFault, match=r"MLflow at http://127\.0\.0\.1:9"):
         launch(lost, line.line, order["order_id"], "challenger", 120)
 
 

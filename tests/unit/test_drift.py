@@ -121,6 +121,8 @@ def test_chi_square_of_one_bin_says_nothing():
 
 def test_chi_square_sees_a_category_that_was_never_there():
     assert drift.chi_square([0.5, 0.5, 0.0], [300, 300, 400]) < 1e-6
+    assert drift.chi_square([0.5, 0.5, 0.0], [500, 0, 500]) < 1e-6
+    assert drift.chi_square([0.5, 0.5, 0.0], [500, 498, 2]) > 0.9
 
 
 def test_chi_square_wants_equal_lengths():

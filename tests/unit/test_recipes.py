@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from tests.model_rows import CATEGORICAL, NUMERIC, TARGET, days_of
 
@@ -167,10 +168,9 @@ def test_a_warm_start_goes_on_from_the_champion() -> None:
 
 
 def test_a_warm_start_knows_new_categories_and_ignores_what_does_not_fit() -> None:
-    few = TrainingFrame.of(
-        days_of("2013-01-01", "2013-01-20").filter(pa.compute.not_equal(days_of("2013-01-01", "2013-01-20")["carrier"], "UA")),
-        CATEGORICAL, NUMERIC, TARGET,
-    )  # fmt: skip
+    all_rows = days_of("2013-01-01", "2013-01-20")
+    without = all_rows.filter(pc.not_equal(all_rows["carrier"], "UA"))
+    few = TrainingFrame.of(without, CATEGORICAL, NUMERIC, TARGET)
     champion = fit("tabular_mlp", few)
     grown = fit("tabular_mlp", frame("2013-01-20"), warm_start=champion.to_safetensors())
     assert "UA" not in champion.preparation.vocabularies["carrier"]
@@ -212,7 +212,8 @@ def test_parameters_are_checked_by_the_recipe() -> None:
 
 
 def test_gradient_boosting_does_not_load_torch() -> None:
-    code = "import sys; from aifactory.recipes import load_recipe; load_recipe('gradient_boosting'); print('torch' in sys.modules)"
+    code = "from aifactory.recipes import load_recipe; load_recipe('gradient_boosting')"
+    code += "; import sys; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -125,7 +125,8 @@ def test_category_shares_count_the_missing() -> None:
 
 def test_the_report_escapes_what_people_wrote() -> None:
     order = {
-        "line": "l", "order_id": "o", "recipe": "r", "parameters": {}, "drop_features": [], "tag": "v1", "revision": "abc",
+        "line": "l", "order_id": "o", "recipe": "r", "parameters": {}, "drop_features": [], "tag": "v1",
+        "revision": "abc",
         "days": {"challenger": ["a", "b"], "holdout": ["c"]}, "champion": None, "reason": "OPERATOR",
         "why": "<script>alert(1)</script>",
     }  # fmt: skip

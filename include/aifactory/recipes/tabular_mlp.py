@@ -320,7 +320,7 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
 def _save(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> bytes:
     """Tensors and JSON beside them; under one key, for safetensors writes several in any order."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return bytes(save_tensors(plain, metadata={"about": json.dumps(about, sort_keys=True)}))
+    return bytes(save_tensors(plain, metadata={"about": json.dumps(about)}))
 
 
 def metadata(safetensors: bytes) -> dict[str, Any]:

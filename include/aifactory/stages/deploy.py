@@ -33,9 +33,7 @@ def promote(f: Factory, spec: LineSpec, version: str, run: str) -> dict[str, Any
     registry = f.registry(spec)
     target = PointerTarget(registry)
     before = target.in_service()
-    with station(
-        f.ledger, spec.line, "deploy", "model", version, run_id=run, revision=_reign(before, version)
-    ) as work:
+    with station(f.ledger, spec.line, "deploy", "model", version, run_id=run, revision=_reign(before, version)) as work:
         wanted = registry.version(version)
         load_package(f, wanted.package)  # hashes and golden outputs: what serves is what was judged
         now = target.switch(version, before, how="promoted", by="line", why=f"order {wanted.order_id}")
@@ -86,9 +84,7 @@ def rollback(f: Factory, spec: LineSpec, to_version: str | None, run: str, by: s
     return _said(now)
 
 
-def _decided_task(
-    f: Factory, spec: LineSpec, before: Champion, to_version: str | None, run: str
-) -> dict[str, Any]:
+def _decided_task(f: Factory, spec: LineSpec, before: Champion, to_version: str | None, run: str) -> dict[str, Any]:
     """Which version a rollback run leaves, for which, in which reign; written once a run.
 
     Raises:

@@ -83,9 +83,7 @@ def _judge_window(
 ) -> dict[str, Any]:
     """Measure one window, write it with its report; returns it in short."""
     day, version, revision = days[-1], entry["model_version"], entry["dataset_revision"]
-    with station(
-        f.ledger, spec.line, "feedback", "window", day, partition=day, run_id=run, revision=content
-    ) as work:
+    with station(f.ledger, spec.line, "feedback", "window", day, partition=day, run_id=run, revision=content) as work:
         manifest = read_manifest(f.store, f.registry(spec).package_prefix(version))
         rows = _joined(f, spec, days, revision, manifest)
         window = rules.measure(spec, manifest, rows) | {
@@ -111,9 +109,7 @@ def _judge_window(
     return short
 
 
-def _joined(
-    f: Factory, spec: LineSpec, days: Sequence[str], revision: str, manifest: Mapping[str, Any]
-) -> pa.Table:
+def _joined(f: Factory, spec: LineSpec, days: Sequence[str], revision: str, manifest: Mapping[str, Any]) -> pa.Table:
     """Features, scores and outcomes of some days."""
     import pyarrow as pa
 
@@ -238,9 +234,7 @@ def _record(
 
 
 # --- the report
-def _report(
-    f: Factory, spec: LineSpec, window: Mapping[str, Any], rows: pa.Table, known: Mapping[str, Entry]
-) -> str:
+def _report(f: Factory, spec: LineSpec, window: Mapping[str, Any], rows: pa.Table, known: Mapping[str, Entry]) -> str:
     day, features = window["day"], window["drift"]["features"]
     moved = sorted(features.items(), key=lambda item: -item[1]["psi"])
     forming = window["num_days"] < spec.feedback.window_days
@@ -285,7 +279,7 @@ def _trend_figure(spec: LineSpec, known: Mapping[str, Entry], window: Mapping[st
     axes.plot(broken, [shown[n][1]["metrics"][name] for n in broken], "rx", markersize=10)
     axes.axhline(window["released"].get(name, float("nan")), color="grey", linestyle="--", label="at release")
     axes.set_xticks(list(places), [day[5:] for day, _ in shown], rotation=60)
-    axes.legend(loc="lower left")
+    axes.legend(loc="best")
     return figure
 
 
@@ -303,6 +297,7 @@ def _calibration_figure(spec: LineSpec, rows: pa.Table) -> Figure:
     known = rows.filter(pc.is_valid(rows[spec.model.target]))
     figure, axes = new_figure("share that came true against the score, in ten bins")
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    axes.set(xlabel="mean score", ylabel="share that came true")
     if known.num_rows:
         bins = calibration_table(known[spec.model.target].to_numpy(), known["score"].to_numpy())
         axes.plot([b["probability"] for b in bins], [b["outcome"] for b in bins], marker="o")
