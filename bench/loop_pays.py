@@ -38,8 +38,13 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--until", default="2013-12-30", help="last day of 2013 to replay")
     until = parser.parse_args(argv).until
-    with tempfile.TemporaryDirectory(prefix="loop-pays-") as home, plant.start_stores(Path(home), mlflow=True) as settings:
-        result = replay(Factory(settings), find_line(settings.lines_dir, LINE), World(settings, chosen_day=until), until)
+    with (
+        tempfile.TemporaryDirectory(prefix="loop-pays-") as home,
+        plant.start_stores(Path(home), mlflow=True) as settings,
+    ):
+        result = replay(
+            Factory(settings), find_line(settings.lines_dir, LINE), World(settings, chosen_day=until), until
+        )
     out = Path("var/loop_pays.json")
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(result, indent=1))

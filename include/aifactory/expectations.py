@@ -94,9 +94,7 @@ def greater(a: str, b: str, *, or_equal: bool = False, level: str = "row") -> Ex
     )
 
 
-def never(
-    condition: str, why: str, *, reason: ReasonCode = ReasonCode.CROSS_COLUMN, level: str = "row"
-) -> Expectation:
+def never(condition: str, why: str, *, reason: ReasonCode = ReasonCode.CROSS_COLUMN, level: str = "row") -> Expectation:
     """No row fulfils this SQL condition; `why` says in words what must hold instead."""
     from great_expectations import expectations as gxe
 

@@ -129,9 +129,7 @@ def judge(suite: ExpectationSuite, data: pa.Table | str, con: duckdb.DuckDBPyCon
     return Verdict(suite.name, num_rows, failures, result)
 
 
-def failing_rows(
-    failures: Iterable[Failure], data: pa.Table | str, con: duckdb.DuckDBPyConnection
-) -> pa.Table:
+def failing_rows(failures: Iterable[Failure], data: pa.Table | str, con: duckdb.DuckDBPyConnection) -> pa.Table:
     """Which rows failed, and what each failed first, by one scan.
 
     A row that repeats a key fails only if an earlier good row has the key, so the first good one stays.

@@ -29,9 +29,7 @@ def key(spec: LineSpec, table: str, day: str) -> str:
     return f"quarantine/{spec.line}/{table}/date={day}.parquet"
 
 
-def write(
-    f: Factory, spec: LineSpec, day: str, landed: LandedTable, failed: Mapping[int, tuple[str, str]]
-) -> int:
+def write(f: Factory, spec: LineSpec, day: str, landed: LandedTable, failed: Mapping[int, tuple[str, str]]) -> int:
     """Put these rows of a landed table into quarantine, replacing what the day had there.
 
     Args:
@@ -154,4 +152,3 @@ def _record(f: Factory, spec: LineSpec, day: str, detail: dict[str, Any]) -> Non
 
 def _decisions_key(spec: LineSpec, table: str, day: str) -> str:
     return f"quarantine/{spec.line}/decisions/{table}/{day}.json"
-

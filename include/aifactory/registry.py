@@ -230,6 +230,7 @@ class Registry:
                 source=self.store.uri(package_prefix),
                 run_id=run_id,
                 tags=tags,
+                await_creation_for=0,
                 description=f"order {order['order_id']}, {order['recipe']}, learned up to {manifest['trained_until']}",
             )
         log.info("order %s is version %s of %s", order["order_id"], made.version, self.line)

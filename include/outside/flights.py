@@ -266,9 +266,7 @@ def _by_day(frame: pd.DataFrame, name: str) -> dict[date, pa.Table]:
     table = pa.Table.from_pandas(frame[_schema(name).names], schema=_schema(name), preserve_index=False)
     starts = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
     ends = np.r_[starts[1:], len(days)]
-    return {
-        date.fromisoformat(str(days[s])[:10]): table.slice(s, e - s) for s, e in zip(starts, ends, strict=True)
-    }
+    return {date.fromisoformat(str(days[s])[:10]): table.slice(s, e - s) for s, e in zip(starts, ends, strict=True)}
 
 
 def _flights(folder: Path) -> pd.DataFrame:

@@ -108,6 +108,11 @@ class Demo:
         self.report = Report()
         self.began_at = time.time()
 
+    @classmethod
+    def quiet(cls, settings: Settings) -> Demo:
+        """A demo that says nothing, for benches."""
+        return cls(settings, Console(quiet=True))
+
     def say(self, text: str) -> None:
         """One line of progress."""
         self.console.print(f"[bold cyan]»[/] {text}")
@@ -148,14 +153,18 @@ class Demo:
         for number, day in enumerate(self.world.nights(NUM_NIGHTS), start=1):
             begun = time.time()
             before = self._champion()
-            self.world.land([day])
-            self._ingest(day, None)
-            self._come_to_rest(day)
+            self.play(day)
             night = self._night(number, day, before, time.time() - begun)
             self.report.nights.append(night)
             self.say(f"night {number}, {day}: {night.accepted} rows, {night.decision} ({night.seconds:.0f} s)")
             if not self.report.refused and self._can_be_judged(day):
                 self._handicapped_challenger(day)
+
+    def play(self, day: str) -> None:
+        """One night: the day lands, is ingested, and the loop comes to rest."""
+        self.world.land([day])
+        self._ingest(day, None)
+        self._come_to_rest(day)
 
     # --- steps
     def _ingest(self, first: str, last: str | None) -> str:

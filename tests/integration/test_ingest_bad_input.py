@@ -160,9 +160,7 @@ def garbled(body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("case", HELD)
-def test_bad_batch_is_held_and_the_corrected_one_runs(
-    line: Line, case: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bad_batch_is_held_and_the_corrected_one_runs(line: Line, case: str, caplog: pytest.LogCaptureFixture) -> None:
     name, mutate, reason = HELD[case]
     line.deliver(name, mutate)
 

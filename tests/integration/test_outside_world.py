@@ -32,9 +32,9 @@ def test_play_delivers_what_is_due_and_never_writes_a_file_again(factory: Factor
     world._store.put(mark, b"corrected by hand")
 
     assert world.play(TODAY) == []
-    assert world.play(TODAY + dt.timedelta(days=2)) == [
-        (TODAY + dt.timedelta(days=n)).isoformat() for n in (0, 1)
-    ], "missed days are caught up"
+    assert world.play(TODAY + dt.timedelta(days=2)) == [(TODAY + dt.timedelta(days=n)).isoformat() for n in (0, 1)], (
+        "missed days are caught up"
+    )
     assert factory.landing.get(mark) == b"corrected by hand"
 
 

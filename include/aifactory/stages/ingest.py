@@ -279,9 +279,7 @@ def _settle(f: Factory, spec: LineSpec, b: _Batch, docs: str | None) -> None:
         verdict_key(spec, b.day),
         {
             "day": b.day,
-            "sources": {
-                t.name: {"etag": t.etag, "uri": t.uri, "num_rows": len(t.table)} for t in b.landed.values()
-            },
+            "sources": {t.name: {"etag": t.etag, "uri": t.uri, "num_rows": len(t.table)} for t in b.landed.values()},
             "num_in": b.num_in,
             "num_accepted": b.num_in - b.num_quarantined,
             "num_quarantined": b.num_quarantined,
