@@ -1,10 +1,12 @@
-"""`python -m plant up|down|status|demo`: what `make` calls."""
+"""`python -m plant up|down|status|demo|serve`: what `make` and the container call."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
+import threading
 
 from rich.console import Console
 
@@ -21,10 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("down", help="stop the plant; all state stays")
     commands.add_parser("status", help="show every part: state, process, memory, URL")
     commands.add_parser("demo", help="show the line turning on real data")
+    commands.add_parser("serve", help="start the plant, stay, and stop it in order when told to end; for containers")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return {"up": _up, "down": _down, "status": _status, "demo": _demo}[chosen.command]()
+        return _COMMANDS[chosen.command]()
     except PlantError as error:
         Console(stderr=True).print(f"[bold red]The plant:[/] {error}", highlight=False, soft_wrap=True)
         return 1
@@ -57,6 +60,20 @@ def _demo() -> int:
     from plant import demo
 
     return demo.run(load_settings())
+
+
+def _serve() -> int:
+    settings, ended = load_settings(), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with display.progress() as report:
+        operate.up(settings, report)
+    display.announce(operate.load(settings.home), Console())
+    ended.wait()
+    return _down()
+
+
+_COMMANDS = {"up": _up, "down": _down, "status": _status, "demo": _demo, "serve": _serve}
 
 
 if __name__ == "__main__":

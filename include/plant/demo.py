@@ -36,6 +36,8 @@ NUM_NIGHTS = 8
 REST_S = 3.0
 """The loop is at rest when no run was active for this long, s."""
 RUN_TIMEOUT_S = 900.0
+WIDTH = 120
+"""Of the table where the output is no terminal, characters."""
 
 
 class DemoFailed(Exception):
@@ -292,19 +294,10 @@ class Demo:
 
 def show(report: Report, console: Console) -> None:
     """Print the table of nights and the summary."""
-    table = Table(title=f"{report.line}: {len(report.nights)} nights", show_lines=False)
-    for name in (
-        "night",
-        "rows in",
-        "accepted",
-        "quarantined",
-        "dataset",
-        "model",
-        "live AUC",
-        "score PSI",
-        "decision",
-    ):
-        table.add_column(name, justify="left" if name in {"night", "dataset", "decision"} else "right")
+    table = Table(title=f"{report.line}: {len(report.nights)} nights")
+    for name in ("night", "rows in", "accepted", "quarantined", "dataset", "model", "live AUC", "PSI", "decision"):
+        left = name in {"night", "dataset", "decision"}
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "decision")
     for n in report.nights:
         table.add_row(
             n.day,
@@ -329,6 +322,8 @@ def run(settings: Settings) -> int:
     """Run the demonstration; returns the exit status. The plant stays up."""
     started_at = float(os.environ.get("AIF_DEMO_STARTED") or time.time())
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     install_s = time.time() - started_at
     watch = _MemoryWatch(settings)
     watch.start()

@@ -33,10 +33,11 @@ def progress(console: Console | None = None) -> Iterator[Report]:
 
 
 def announce(settings: Settings, console: Console) -> None:
-    """Where everything is, and the login. Only for a person's terminal."""
+    """Where everything is, and the login: the password on a terminal alone, for what is no terminal may be a log."""
     name, password = login(settings)
+    shown = password if console.is_terminal else "is PLANT_AIRFLOW_ADMIN_PASSWORD in the secrets"
     for what, where in (
-        ("Airflow", f"[cyan]{settings.airflow_url}[/]   user [bold]{name}[/]   password [bold]{password}[/]"),
+        ("Airflow", f"[cyan]{settings.airflow_url}[/]   user [bold]{name}[/]   password [bold]{shown}[/]"),
         ("MLflow", f"[cyan]{settings.mlflow_url}[/]"),
         ("S3", settings.s3_url),
         ("Postgres", f"{settings.host}:{settings.postgres_port}"),
