@@ -27,7 +27,7 @@ from aifactory.ledger import EventKind
 from aifactory.line import find_line
 from aifactory.reasons import ReasonCode
 from aifactory.settings import REPOSITORY, Settings
-from outside.flights import World
+from aifactory.store import Store
 from plant.api import AirflowApi
 from plant.processes import plant_processes
 
@@ -139,11 +139,16 @@ def test_a_rerun_night_leaves_what_was_there(running: RunningPlant):
 
 
 def test_a_truncated_day_is_refused_with_its_reason_and_then_taken(running: RunningPlant):
-    world = World(running.settings)
+    settings = running.settings
     day = running.report["nights"][-1]["day"]
     spec = find_line(running.settings.lines_dir, LINE)
     key = spec.source.key("flights", day)
-    landing = world.store
+    landing = Store(
+        settings,
+        settings.landing_bucket,
+        access_key=settings.world_access_key,
+        secret_key=settings.world_secret_key.get_secret_value(),
+    )
     good = landing.get(key)
     before = running.factory.datasets(spec).latest()
     landing.put(key, good[: len(good) // 2])
@@ -187,7 +192,9 @@ def test_reports_need_a_login(running: RunningPlant):
     assert keys
     url = f"{running.settings.airflow_url}/{keys[0]}"
     assert httpx.get(url).status_code in {401, 403}
-    answer = running.api.client.get(url)
+    api = running.api
+    assert api.import_errors() == {}
+    answer = api.client.get(url)
     assert answer.status_code == 200
     assert "html" in answer.headers["content-type"]
 
