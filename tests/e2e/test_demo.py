@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -164,6 +165,28 @@ def test_a_truncated_day_is_refused_with_its_reason_and_then_taken(running: Runn
         landing.put(key, good)
     run = running.api.trigger_dag(f"{LINE}.ingest", conf={"partition": day})
     assert running.api.wait_run(f"{LINE}.ingest", run, timeout_s=300) == "success"
+
+
+def test_a_backfill_takes_every_day_of_its_range_and_changes_nothing(running: RunningPlant):
+    days = [night["day"] for night in running.report["nights"][-2:]]
+    before = running.factory.datasets(find_line(running.settings.lines_dir, LINE)).latest()
+    body = {
+        "dag_id": f"{LINE}.ingest",
+        "from_date": f"{days[0]}T00:00:00Z",
+        "to_date": f"{days[1]}T00:00:00Z",
+        "max_active_runs": 1,
+        "reprocess_behavior": "completed",
+    }
+    running.api.request("POST", "/backfills", json=body)
+    deadline = time.monotonic() + 300
+    while True:
+        made = [r for r in running.api.runs(f"{LINE}.ingest") if r.run_id.startswith("backfill")]
+        if len(made) == 2 and all(r.state in {"success", "failed"} for r in made):
+            break
+        assert time.monotonic() < deadline, made
+        time.sleep(1)
+    assert sorted((r.partition_key, r.state) for r in made) == [(day, "success") for day in days]
+    assert running.factory.datasets(find_line(running.settings.lines_dir, LINE)).latest() == before
 
 
 def test_a_wrong_form_is_refused_at_once(running: RunningPlant):
