@@ -10,7 +10,7 @@ import sys
 from aifactory.settings import REPOSITORY
 from bench.ratio import Ratio
 
-ROUNDS = 3
+ROUNDS = 5
 BARE = "import airflow.sdk"
 
 
