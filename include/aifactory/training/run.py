@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Mapping
@@ -172,12 +173,15 @@ def build_manifest(spec: LineSpec, order: Mapping[str, Any], phase: str, frame: 
 
 
 def code_revision() -> str:
-    """Commit of the code, with `-dirty` where files differ from it; empty where the code lies outside git."""
+    """Commit of the code, with `-dirty` where files differ from it; outside git what `AIF_CODE_REVISION` says.
+
+    An image has no git folder: it is told its commit when it is built.
+    """
     done = subprocess.run(
         ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
         check=False, capture_output=True, text=True,
     )  # fmt: skip
-    return done.stdout.strip()
+    return done.stdout.strip() or os.environ.get("AIF_CODE_REVISION", "")
 
 
 def _read(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str) -> tuple[pa.Table, pa.Table]:
