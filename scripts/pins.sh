@@ -9,7 +9,8 @@ export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
 stale=0
 for name in requirements requirements-dev requirements-mlflow requirements-trainer; do
   # Starting from the pins that stand keeps versions where they are, so that only what must change does.
-  cp "$name.txt" "$work/$name.txt" 2>/dev/null || true
+  # torch's pin must not: it stands without its +cpu, and with that the build for CUDA would be taken, and 4 GB with it.
+  sed '/^torch==/d' "$name.txt" >"$work/$name.txt" 2>/dev/null || true
   .venv/bin/uv pip compile --quiet --no-header --python-version 3.11 ${backend[@]+"${backend[@]}"} \
     "$name.in" -o "$work/$name.txt"
   # A local version such as +cpu is what one machine took; the pin is the public version. Where wheels lie is no pin either.
