@@ -74,6 +74,7 @@ ENTRYPOINT ["python", "-m", "aifactory.training"]
 
 FROM runtime AS mlflow
 COPY --from=mlflow-environment /opt/venv /opt/venv
+COPY include/plant/mlflow_start.py include/plant/probe.py ./
 USER 10001:10001
 EXPOSE 5500
 LABEL org.opencontainers.image.title="AI factory: MLflow"
@@ -81,7 +82,7 @@ LABEL org.opencontainers.image.title="AI factory: MLflow"
 # The folders that volumes are mounted on belong to the user: a fresh volume takes that over.
 FROM runtime AS airflow
 COPY --from=airflow-environment /opt/venv /opt/venv
-RUN mkdir -p /factory/var /factory/world && chown 10001:10001 /factory/var /factory/world
+RUN mkdir -p var keys world && chown 10001:10001 var keys world
 COPY dags dags
 COPY plugins plugins
 COPY include include

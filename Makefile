@@ -1,6 +1,7 @@
 # The one door: the same commands for people and for CI.
 #   make demo      install, start, and watch the flight delay line turn on real data
 #   make up down status
+#   make compose-up compose-demo compose-down   the same in containers (VOLUMES=1 removes the state too)
 #   make check     format, lint, types, layers, line specs, pins in step
 #   make test      unit, policy, integration, end to end
 #   make bench     ratios against baselines; make bench-loop-pays: a year's replay
@@ -14,7 +15,7 @@ BIN := .venv/bin
 export PYTHONPATH := include
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev demo up down status check format test test-fast bench bench-loop-pays pins
+.PHONY: help install install-dev demo up down status compose-up compose-demo compose-down check format test test-fast bench bench-loop-pays pins
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,6 +46,15 @@ down:
 
 status: .venv/installed
 	@$(BIN)/python -m plant status
+
+compose-up:
+	@scripts/compose.sh up
+
+compose-demo:
+	@AIF_DEMO_STARTED="$$(date +%s)" scripts/compose.sh demo
+
+compose-down:
+	@scripts/compose.sh down "$(VOLUMES)"
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -35,6 +35,12 @@ class Settings(BaseSettings):
         18600, ge=1, le=65500, description="First of a block of 16 ports that the parts use among themselves."
     )
 
+    # --- addresses, where the parts are not all on `host` (containers)
+    postgres_host: str = Field("", description="Host of Postgres; empty means `host`.")
+    airflow_uri: str = Field("", description="URL of Airflow as people reach it; empty means `host` and its port.")
+    airflow_endpoint: str = Field("", description="URL of Airflow as programs reach it; empty means as people do.")
+    mlflow_public_uri: str = Field("", description="URL of MLflow as people reach it; empty means as programs do.")
+
     # --- stores
     s3_endpoint: str = Field("", description="URL of S3; empty means the plant's own on s3_port.")
     s3_region: str = "us-east-1"
@@ -71,9 +77,19 @@ class Settings(BaseSettings):
         return self.mlflow_uri or f"http://{self.host}:{self.mlflow_port}"
 
     @property
+    def mlflow_ui_url(self) -> str:
+        """URL of MLflow for a person's browser: what links lead to."""
+        return self.mlflow_public_uri or self.mlflow_url
+
+    @property
     def airflow_url(self) -> str:
-        """URL of the Airflow UI and API."""
-        return f"http://{self.host}:{self.airflow_port}"
+        """URL of the Airflow UI and API for a person."""
+        return self.airflow_uri or f"http://{self.host}:{self.airflow_port}"
+
+    @property
+    def airflow_api_url(self) -> str:
+        """URL of the Airflow API for a program."""
+        return self.airflow_endpoint or self.airflow_url
 
     @property
     def git_root(self) -> str:

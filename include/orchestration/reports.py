@@ -66,7 +66,7 @@ def mlflow() -> RedirectResponse:
     """On to MLflow, wherever the settings say that it is."""
     from aifactory.settings import load_settings
 
-    return RedirectResponse(load_settings().mlflow_url)
+    return RedirectResponse(load_settings().mlflow_ui_url)
 
 
 def report(path: str) -> Response:

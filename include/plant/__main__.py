@@ -1,12 +1,11 @@
-"""`python -m plant up|down|status|demo|serve`: what `make` and the container call."""
+"""`python -m plant COMMAND`: what `make` calls, and what the one-shot services of `docker-compose.yaml` run."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
-import threading
+from collections.abc import Callable
 
 from rich.console import Console
 
@@ -23,17 +22,22 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("down", help="stop the plant; all state stays")
     commands.add_parser("status", help="show every part: state, process, memory, URL")
     commands.add_parser("demo", help="show the line turning on real data")
-    commands.add_parser("serve", help="start the plant, stay, and stop it in order when told to end; for containers")
+    commands.add_parser("secrets", help="generate the secrets that are missing")
+    commands.add_parser("container-prepare", help="in containers: give every part its share of the secrets")
+    commands.add_parser("container-init", help="in containers: bring databases and buckets to this version")
+    demo = commands.add_parser("container-demo", help="in containers: the demo, on the plant that runs")
+    demo.add_argument("--install-s", type=float, default=0.0, help="how long the images took, s")
+    demo.add_argument("--start-s", type=float, default=0.0, help="how long the start took, s")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return _COMMANDS[chosen.command]()
+        return _COMMANDS[chosen.command](chosen)
     except PlantError as error:
         Console(stderr=True).print(f"[bold red]The plant:[/] {error}", highlight=False, soft_wrap=True)
         return 1
 
 
-def _up() -> int:
+def _up(_: argparse.Namespace) -> int:
     settings = load_settings()
     with display.progress() as report:
         seconds = operate.up(settings, report)
@@ -43,37 +47,62 @@ def _up() -> int:
     return 0
 
 
-def _down() -> int:
+def _down(_: argparse.Namespace) -> int:
     with display.progress() as report:
         operate.down(load_settings(), report)
     return 0
 
 
-def _status() -> int:
+def _status(_: argparse.Namespace) -> int:
     settings = load_settings()
     parts = operate.status(settings)
     display.show_status(settings, parts, operate.memory(settings), Console())
     return 0 if all(part.running for part in parts) else 1
 
 
-def _demo() -> int:
+def _demo(_: argparse.Namespace) -> int:
     from plant import demo
 
     return demo.run(load_settings())
 
 
-def _serve() -> int:
-    settings, ended = load_settings(), threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    with display.progress() as report:
-        operate.up(settings, report)
-    display.announce(operate.load(settings.home), Console())
-    ended.wait()
-    return _down()
+def _secrets(_: argparse.Namespace) -> int:
+    from plant.secrets import ensure_secrets
+
+    ensure_secrets(load_settings())
+    return 0
 
 
-_COMMANDS = {"up": _up, "down": _down, "status": _status, "demo": _demo, "serve": _serve}
+def _container_prepare(_: argparse.Namespace) -> int:
+    from plant import containers
+
+    containers.prepare(load_settings())
+    return 0
+
+
+def _container_init(_: argparse.Namespace) -> int:
+    from plant import containers
+
+    containers.init(load_settings())
+    return 0
+
+
+def _container_demo(chosen: argparse.Namespace) -> int:
+    from plant import demo
+
+    return demo.run_on(load_settings(), chosen.install_s, chosen.start_s)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "up": _up,
+    "down": _down,
+    "status": _status,
+    "demo": _demo,
+    "secrets": _secrets,
+    "container-prepare": _container_prepare,
+    "container-init": _container_init,
+    "container-demo": _container_demo,
+}
 
 
 if __name__ == "__main__":

@@ -59,12 +59,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 def prepare(settings: Settings, secrets: Secrets) -> list[Program]:
     """Write the configuration and say how to run each part."""
-    folder = private_folder(home(settings))
-    private_folder(folder / "config")
-    write_private(folder / "airflow.cfg", _configuration(settings, secrets))
-    passwords = {user: secrets[f"PLANT_AIRFLOW_{user.upper()}_PASSWORD"] for user in USERS}
-    write_private(folder / "passwords.json", json.dumps(passwords) + "\n")
-    _link(folder / "config" / "airflow_local_settings.py", Path(__file__).with_name("airflow_local_settings.py"))
+    write_configuration(settings, secrets)
     shared = environment(settings)
     airflow = [sys.executable, "-m", "airflow"]
     bind = ["--host", settings.host, "--port", str(settings.airflow_port)]
@@ -76,6 +71,16 @@ def prepare(settings: Settings, secrets: Secrets) -> list[Program]:
         # Its child must hear of the end from it alone, or the two wait ten seconds for each other
         Program(TRIGGERER, [*airflow, "triggerer", "--skip-serve-logs"], shared, order=300, as_group=False),
     ]
+
+
+def write_configuration(settings: Settings, secrets: Secrets) -> None:
+    """Write what all parts read: `airflow.cfg`, the users' passwords, and the link to the local settings."""
+    folder = private_folder(home(settings))
+    private_folder(folder / "config")
+    write_private(folder / "airflow.cfg", _configuration(settings, secrets))
+    passwords = {user: secrets[f"PLANT_AIRFLOW_{user.upper()}_PASSWORD"] for user in USERS}
+    write_private(folder / "passwords.json", json.dumps(passwords) + "\n")
+    _link(folder / "config" / "airflow_local_settings.py", Path(__file__).with_name("airflow_local_settings.py"))
 
 
 def migrate(settings: Settings) -> None:
@@ -125,7 +130,7 @@ def _health(settings: Settings) -> dict[str, Any]:
     import httpx
 
     try:
-        answer = httpx.get(f"{settings.airflow_url}/api/v2/monitor/health", timeout=5)
+        answer = httpx.get(f"{settings.airflow_api_url}/api/v2/monitor/health", timeout=5)
         return dict(answer.json()) if answer.status_code == httpx.codes.OK else {}
     except (httpx.HTTPError, ValueError):
         return {}
@@ -150,7 +155,7 @@ def _configuration(settings: Settings, secrets: Secrets) -> str:
             "fernet_key": secrets["PLANT_AIRFLOW_FERNET_KEY"],
             "simple_auth_manager_users": ",".join(f"{user}:{role}" for user, role in USERS.items()),
             "simple_auth_manager_passwords_file": folder / "passwords.json",
-            "execution_api_server_url": f"{settings.airflow_url}/execution/",
+            "execution_api_server_url": f"{settings.airflow_api_url}/execution/",
         },
         "database": {
             "sql_alchemy_conn": database_url(settings, "airflow", secrets["PLANT_DB_AIRFLOW_PASSWORD"]),
@@ -170,7 +175,11 @@ def _configuration(settings: Settings, secrets: Secrets) -> str:
             "instance_name": "AI factory",
         },
         "api_auth": {"jwt_secret": secrets["PLANT_AIRFLOW_JWT_SECRET"]},
-        "scheduler": {"scheduler_idle_sleep_time": 0.1},
+        "scheduler": {
+            "scheduler_idle_sleep_time": 0.1,
+            # What a killed scheduler was running is taken up after a minute, not after six
+            "orphaned_tasks_check_interval": 30,
+        },
         "dag_processor": {"refresh_interval": 5, "min_file_process_interval": 60, "parsing_processes": 1},
         "usage_data_collection": {"enabled": False},
     }

@@ -62,7 +62,7 @@ class AirflowApi:
 
         self.settings = settings
         self._login = {"username": user, "password": password}
-        self.client: httpx.Client = httpx.Client(base_url=settings.airflow_url, timeout=60)
+        self.client: httpx.Client = httpx.Client(base_url=settings.airflow_api_url, timeout=60)
 
     def request(self, method: str, path: str, **arguments: Any) -> Any:
         """One request below `/api/v2`; the answer's JSON, or its text where it is no JSON."""
@@ -182,7 +182,8 @@ class AirflowApi:
             return self.client.request(method, f"/api/v2{path}", **arguments)
         except httpx.HTTPError as error:
             raise PlantError(
-                f"Airflow at {self.settings.airflow_url} did not answer {method} {path} ({error!r}); see `make status`"
+                f"Airflow at {self.settings.airflow_api_url} did not answer {method} {path} ({error!r}); "
+                "see `make status`"
             ) from error
 
     def _log_in(self) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -74,6 +75,33 @@ class Report:
     nights: list[Night] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
     retrains: list[dict[str, Any]] = field(default_factory=list)
+
+
+class MemoryWatch(Protocol):
+    """Keeps the peak of the plant's memory while the demo runs."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> float:
+        """End; the peak, GB."""
+
+
+class _ReportedMemory(threading.Thread):
+    """Keeps the peak of what stdin says, bytes a line: only the host can see the containers' memory."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True, name="memory-watch")
+        self.peak_bytes = 0.0
+
+    def run(self) -> None:
+        """Read to the end."""
+        for line in sys.stdin:
+            self.peak_bytes = max(self.peak_bytes, float(line or 0))
+
+    def stop(self) -> float:
+        """The peak so far, GB."""
+        return self.peak_bytes / 1e9
 
 
 class _MemoryWatch(threading.Thread):
@@ -319,21 +347,40 @@ def show(report: Report, console: Console) -> None:
 
 
 def run(settings: Settings) -> int:
-    """Run the demonstration; returns the exit status. The plant stays up."""
-    started_at = float(os.environ.get("AIF_DEMO_STARTED") or time.time())
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    """Start the embedded plant and run the demonstration; returns the exit status. The plant stays up."""
+    started_at = _started_at()
+    console = _console()
     install_s = time.time() - started_at
     watch = _MemoryWatch(settings)
     watch.start()
     with plant.progress(console) as report:
         phases = plant.up(settings, report)
-    demo = Demo(plant.load(settings.home), console)
-    demo.report.phases_s = {
-        "install": round(install_s + phases.get("install", 0.0), 1),
-        "start": round(phases["start"], 1),
-    }
+    running = plant.load(settings.home)
+    phases_s = {"install": round(install_s + phases.get("install", 0.0), 1), "start": round(phases["start"], 1)}
+    status = _play(running, console, watch, started_at, phases_s)
+    if status == 0:
+        plant.announce(running, console)
+    return status
+
+
+def run_on(settings: Settings, install_s: float, start_s: float) -> int:
+    """Run the demonstration on a plant that runs already, in containers; returns the exit status.
+
+    Args:
+        settings: where its parts are.
+        install_s: how long the images took, s.
+        start_s: how long the start took, s.
+    """
+    watch = _ReportedMemory()
+    watch.start()
+    return _play(settings, _console(), watch, _started_at(), {"install": install_s, "start": start_s})
+
+
+def _play(
+    settings: Settings, console: Console, watch: MemoryWatch, started_at: float, phases_s: dict[str, float]
+) -> int:
+    demo = Demo(settings, console)
+    demo.report.phases_s = phases_s
     try:
         if demo._champion() is None:
             demo.make_first_champion(started_at)
@@ -345,8 +392,17 @@ def run(settings: Settings) -> int:
         demo.report.peak_memory_gb = round(watch.stop(), 2)
     write(settings, demo.report)
     show(demo.report, console)
-    plant.announce(demo.settings, console)
     return 0
+
+
+def _started_at() -> float:
+    """When the operator's command began, epoch seconds."""
+    return float(os.environ.get("AIF_DEMO_STARTED") or time.time())
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def write(settings: Settings, report: Report) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from aifactory.settings import REPOSITORY, Settings
 from plant.errors import PlantError
@@ -60,8 +61,16 @@ def prepare(settings: Settings, secrets: Secrets) -> Program:
     What `mlflow server` would do at 3.17.0 but for its own parent process (230 MB, 5 s): it sets these
     variables and starts uvicorn on the same application.
     """
+    command = [str(environment_folder(settings) / "bin" / "python"), "-m", "uvicorn", "mlflow.server.fastapi_app:app"]
+    command += ["--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1", "--no-access-log"]
+    return Program(NAME, command, variables(settings, secrets), order=100)
+
+
+def variables(settings: Settings, secrets: Secrets) -> dict[str, str]:
+    """The environment of the server: where its database and its artifacts are, with the keys to them."""
     url = database_url(settings, "mlflow", secrets["PLANT_DB_MLFLOW_PASSWORD"])
-    environment = {
+    hosts = ("localhost", "127.0.0.1", settings.host, urlsplit(settings.mlflow_url).hostname)
+    return {
         "_MLFLOW_SERVER_FILE_STORE": url,
         "_MLFLOW_SERVER_REGISTRY_STORE": url,
         "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
@@ -69,7 +78,7 @@ def prepare(settings: Settings, secrets: Secrets) -> Program:
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SGI_NAME": "uvicorn",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_SERVER_ALLOWED_HOSTS": f"localhost:*,127.0.0.1:*,{settings.host}:*",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{host}:*" for host in dict.fromkeys(hosts)),
         "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "4",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -81,9 +90,6 @@ def prepare(settings: Settings, secrets: Secrets) -> Program:
         "OMP_NUM_THREADS": "1",
         "MALLOC_ARENA_MAX": "2",
     }
-    command = [str(environment_folder(settings) / "bin" / "python"), "-m", "uvicorn", "mlflow.server.fastapi_app:app"]
-    command += ["--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1", "--no-access-log"]
-    return Program(NAME, command, environment, order=100)
 
 
 def answers(settings: Settings) -> bool:

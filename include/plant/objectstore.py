@@ -26,11 +26,16 @@ def prepare(settings: Settings, secrets: Secrets, *, wildcards: bool = False) ->
     folder = private_folder(settings.home / "s3")
     private_folder(folder / "volumes")
     identities = folder / "identities.json"
-    write_private(identities, json.dumps({"identities": _identities(settings, secrets, wildcards)}))
+    write_identities(identities, settings, secrets, wildcards=wildcards)
     sockets = private_folder(sockets_folder(settings.home))
     for leftover in ("filer.sock", "s3.sock"):
         (sockets / leftover).unlink(missing_ok=True)
     return Program(NAME, _command(settings, folder, identities), {"GOMEMLIMIT": "512MiB"}, order=20, stop_wait_s=20)
+
+
+def write_identities(path: Path, settings: Settings, secrets: Secrets, *, wildcards: bool = False) -> None:
+    """Write who may do what, for the store to read when it starts."""
+    write_private(path, json.dumps({"identities": _identities(settings, secrets, wildcards)}))
 
 
 def answers(settings: Settings) -> bool:

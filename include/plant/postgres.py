@@ -148,7 +148,7 @@ def _connect(settings: Settings, secrets: Secrets):  # type: ignore[no-untyped-d
     import psycopg2
 
     return psycopg2.connect(
-        host=settings.host,
+        host=settings.postgres_host or settings.host,
         port=settings.postgres_port,
         user="postgres",
         password=secrets["PLANT_POSTGRES_PASSWORD"],

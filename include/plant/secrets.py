@@ -88,11 +88,22 @@ def ensure_secrets(settings: Settings) -> Secrets:
     path = settings.secrets_file
     private_folder(path.parent)
     known = read_secrets(path)
+    secrets = complete_secrets(settings, known)
+    write_secrets(path, secrets)
+    return secrets
+
+
+def complete_secrets(settings: Settings, known: Mapping[str, str]) -> Secrets:
+    """These secrets, with those generated that are missing, and what follows from the settings."""
     values = {name: known.get(name) or make() for name, make in _GENERATORS.items()}
     values |= {f"AIF_{name.upper()}": str(getattr(settings, name)) for name in _REMEMBERED}
     values["AIF_LEDGER_DSN"] = database_url(settings, "factory", values["PLANT_DB_FACTORY_PASSWORD"])
-    write_private(path, "".join(f"{name}={value}\n" for name, value in values.items()))
     return Secrets(values)
+
+
+def write_secrets(path: Path, values: Mapping[str, str]) -> None:
+    """Write a secrets file, atomically."""
+    write_private(path, "".join(f"{name}={value}\n" for name, value in values.items()))
 
 
 def with_secrets(settings: Settings, values: Mapping[str, str]) -> Settings:
@@ -110,7 +121,8 @@ def with_secrets(settings: Settings, values: Mapping[str, str]) -> Settings:
 
 def database_url(settings: Settings, role: str, password: str) -> str:
     """SQLAlchemy URL of the database that belongs to a role of the same name."""
-    return f"postgresql+psycopg2://{role}:{password}@{settings.host}:{settings.postgres_port}/{role}"
+    host = settings.postgres_host or settings.host
+    return f"postgresql+psycopg2://{role}:{password}@{host}:{settings.postgres_port}/{role}"
 
 
 def private_folder(path: Path) -> Path:

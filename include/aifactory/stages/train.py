@@ -193,7 +193,7 @@ def register(f: Factory, spec: LineSpec, order_id: str) -> dict[str, Any]:
         "revision": made.dataset_revision,
         "trained_until": made.trained_until,
         "package": made.package,
-        "mlflow_url": f"{f.settings.mlflow_url}/#/models/{spec.line}/versions/{made.version}",
+        "mlflow_url": f"{f.settings.mlflow_ui_url}/#/models/{spec.line}/versions/{made.version}",
     }
 
 

@@ -66,7 +66,7 @@ class Tracker:
     @property
     def url(self) -> str:
         """The run in MLflow's UI."""
-        return f"{self._settings.mlflow_url}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{self._settings.mlflow_ui_url}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     def begin(self, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         """Say what is trained; a run that is trained again says the same."""
