@@ -185,14 +185,39 @@ class Model(_Spec):
 
 
 class Compute(_Spec):
-    """The shape of a training process."""
+    """The shape of a training process, and of the pod that it runs in where a cluster is connected."""
 
     cpus: float = Field(2, gt=0, description="CPU cores.")
-    memory_gb: float = Field(4, gt=0, description="Memory, GB.")
+    memory_gb: float = Field(4, gt=0, description="Memory, GB (10^9 bytes).")
+    retry_memory_gb: float | None = Field(
+        None, gt=0, description="Memory of the one retry after a pod ran out of it, GB; default twice memory_gb."
+    )
+    shared_memory_gb: float = Field(
+        1, gt=0, description="Shared memory of a pod, for data loaders, GB; part of memory_gb."
+    )
+    scratch_gb: float = Field(4, gt=0, description="Ephemeral storage of a pod, GB.")
     gpus: int = Field(0, ge=0, description="GPUs.")
     nodes: int = Field(1, ge=1, description="Machines.")
-    gpu_class: str | None = Field(None, description="Class of GPU, where it matters.")
+    gpu_class: str | None = Field(None, description="Class of GPU, where it matters: a node label's value.")
+    node_labels: dict[str, str] = Field(default_factory=dict, description="Labels that a pod's node must have.")
+    queue_minutes: float = Field(30, gt=0, description="A pod that finds no place for so long is tried anew, minutes.")
+    start_minutes: float = Field(10, gt=0, description="A pod that has a place and does not start for so long, too.")
     timeout_minutes: int = Field(60, gt=0, description="A training process that runs longer is stopped, minutes.")
+
+    @property
+    def larger_memory_gb(self) -> float:
+        """Memory of the retry after a pod ran out of it, GB."""
+        return self.retry_memory_gb or 2 * self.memory_gb
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Compute:
+        if self.larger_memory_gb < self.memory_gb:
+            raise ValueError(f"retry_memory_gb {self.retry_memory_gb} is less than memory_gb {self.memory_gb}")
+        if self.shared_memory_gb > self.memory_gb:
+            raise ValueError(f"shared_memory_gb {self.shared_memory_gb} exceeds memory_gb {self.memory_gb}")
+        if self.gpu_class and not self.gpus:
+            raise ValueError(f"gpu_class is {self.gpu_class!r} but gpus is 0")
+        return self
 
 
 class Evaluation(_Spec):

@@ -60,6 +60,26 @@ class Settings(BaseSettings):
         512, ge=0, description="Size of the local cache of dataset partitions under <home>/cache, MB; 0 for none."
     )
 
+    # --- pods, where the Airflow connection `kubernetes_conn_id` exists; without it work runs on this machine
+    plant_id: str = Field("", description="Names this plant on a cluster that several share; generated once.")
+    kubernetes_conn_id: str = Field("kubernetes_default", description="The Airflow connection to the cluster.")
+    trainer_image: str = Field("ai-factory-trainer:dev", description="Image of training pods.")
+    pod_template: Path = Field(
+        REPOSITORY / "include" / "orchestration" / "pod.yaml", description="What every pod has in common."
+    )
+    pod_secret: str = Field("ai-factory-trainer", description="Secret of the namespace with the pods' S3 key.")
+    pod_pull_secret: str = Field("", description="Secret of the namespace with the registry's login; empty for none.")
+    pod_priority_class: str = Field("", description="Priority class of pods; empty for the cluster's default.")
+    pod_doorway: str = Field(
+        "", description="Address of this machine on which pods find S3 and MLflow; empty where they need none."
+    )
+    pod_s3_endpoint: str = Field("", description="URL of S3 as pods reach it; empty means the same as here.")
+    pod_mlflow_uri: str = Field("", description="URL of MLflow as pods reach it; empty means the same as here.")
+    pod_gpu_class_label: str = Field("nvidia.com/gpu.product", description="Node label that holds the class of GPU.")
+    cluster_grows: bool = Field(
+        False, description="Whether nodes are added on demand: what no present node can hold is then waited for."
+    )
+
     # --- work
     threads: int = Field(2, ge=1, description="Threads that one piece of work may use.")
     memory_limit_gb: float = Field(2.0, gt=0, description="Memory that DuckDB may use before it spills, GB.")
@@ -75,6 +95,18 @@ class Settings(BaseSettings):
     def mlflow_url(self) -> str:
         """URL of the MLflow server."""
         return self.mlflow_uri or f"http://{self.host}:{self.mlflow_port}"
+
+    @property
+    def pod_s3_url(self) -> str:
+        """URL of the S3 endpoint as pods reach it."""
+        door = f"http://{self.pod_doorway}:{self.s3_port}" if self.pod_doorway else self.s3_url
+        return self.pod_s3_endpoint or door
+
+    @property
+    def pod_mlflow_url(self) -> str:
+        """URL of the MLflow server as pods reach it."""
+        door = f"http://{self.pod_doorway}:{self.mlflow_port}" if self.pod_doorway else self.mlflow_url
+        return self.pod_mlflow_uri or door
 
     @property
     def mlflow_ui_url(self) -> str:

@@ -49,7 +49,7 @@ def _record(line: str, stage: str, run_id: str, partition: str | None, minutes: 
     open_factory().ledger.record(
         ProductionEvent(
             line=line,
-            station="deploy" if stage == "rollback" else stage,
+            station={"rollback": "deploy", "sweep": "train"}.get(stage, stage),
             unit_kind="batch",
             unit=run_id,
             event=EventKind.HELD,

@@ -6,7 +6,7 @@ Nothing here relies on a logical date: runs that assets or people trigger have n
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,6 +115,13 @@ class Station:
         accessor.extra = {name: value for name, value in made.items() if isinstance(value, str | int | float | bool)}
         if key := partition or self.partition:
             accessor.add_partitions(key)
+
+    def on_kill(self, end: Callable[[], object]) -> None:
+        """Call this when the task is cancelled, marked or out of time: its work must not outlive it.
+
+        Airflow asks the operator; a function task's operator has no answer of its own.
+        """
+        self.context["ti"].task.on_kill = end
 
     def end_here(self, made: Mapping[str, Any], why: str) -> NoReturn:
         """Succeed with a result, and skip every task that comes after this one.

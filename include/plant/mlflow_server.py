@@ -69,7 +69,8 @@ def prepare(settings: Settings, secrets: Secrets) -> Program:
 def variables(settings: Settings, secrets: Secrets) -> dict[str, str]:
     """The environment of the server: where its database and its artifacts are, with the keys to them."""
     url = database_url(settings, "mlflow", secrets["PLANT_DB_MLFLOW_PASSWORD"])
-    hosts = ("localhost", "127.0.0.1", settings.host, urlsplit(settings.mlflow_url).hostname)
+    urls = (settings.mlflow_url, settings.pod_mlflow_url)
+    hosts = ("localhost", "127.0.0.1", settings.host, *(urlsplit(url).hostname for url in urls))
     return {
         "_MLFLOW_SERVER_FILE_STORE": url,
         "_MLFLOW_SERVER_REGISTRY_STORE": url,

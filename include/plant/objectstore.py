@@ -1,4 +1,4 @@
-"""S3 by SeaweedFS: one process, two identities, two buckets."""
+"""S3 by SeaweedFS: one process, two buckets, and an identity for each who uses them."""
 
 from __future__ import annotations
 
@@ -79,15 +79,21 @@ def _client(settings: Settings):  # type: ignore[no-untyped-def]
 
 
 def _identities(settings: Settings, secrets: Secrets, wildcards: bool) -> list[dict[str, object]]:
-    """The plant makes buckets; the factory owns its own and reads the landing; the world only delivers."""
+    """The plant makes buckets; the factory owns its own and reads the landing; the world only delivers.
+
+    The trainer is the key that pods get: it reads the factory's bucket, and writes candidates alone.
+    """
     factory = [settings.factory_bucket, *([f"{settings.factory_bucket}-*"] if wildcards else [])]
     landing = [settings.landing_bucket, *([f"{settings.landing_bucket}-*"] if wildcards else [])]
     own = [f"{action}:{bucket}" for bucket in factory for action in ("Admin", "Read", "Write", "List", "Tagging")]
     look = [f"{action}:{bucket}" for bucket in landing for action in ("Read", "List")]
     deliver = [f"Write:{bucket}" for bucket in landing]
+    learn = [f"{action}:{bucket}" for bucket in factory for action in ("Read", "List")]
+    submit = [f"Write:{bucket}/candidates/*" for bucket in factory]
     return [
         _identity("plant", secrets, "PLANT_S3", ["Admin", "Read", "Write", "List", "Tagging"]),
         _identity("factory", secrets, "AIF_S3", own + look),
+        _identity("trainer", secrets, "PLANT_TRAINER", learn + submit),
         _identity("world", secrets, "AIF_WORLD", look + deliver),
     ]
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aifactory.settings import Settings, load_settings
-from plant import airflow, mlflow_server, objectstore, ports, postgres, processes, world
+from plant import airflow, doorway, mlflow_server, objectstore, ports, postgres, processes, world
 from plant.errors import PlantError
 from plant.secrets import Secrets, ensure_secrets, private_folder, read_secrets, with_secrets
 from plant.stores import migrate_ledger, start_postgres, start_s3
@@ -180,6 +180,7 @@ class _Start:
             objectstore.prepare(self.settings, self.secrets),
             mlflow_server.prepare(self.settings, self.secrets),
             *airflow.prepare(self.settings, self.secrets),
+            *doorway.prepare(self.settings),
             *world.prepare(self.settings, self.secrets),
         ]
 
@@ -208,7 +209,7 @@ class _Start:
             since = time.time()
         _wait([s3, ledger])
         parts = [pool.submit(self._airflow_part, name, since) for name in airflow.PARTS]
-        for extra in world.prepare(self.settings, self.secrets):
+        for extra in [*doorway.prepare(self.settings), *world.prepare(self.settings, self.secrets)]:
             self.supervisor.start_program(extra.name)
             self.report(extra.name, "running")
         _wait(parts)
@@ -244,6 +245,9 @@ def _open(settings: Settings, supervisor: Supervisor) -> Secrets:
     processes.end_all(settings.home, grace_s=5)
     postgres.remove_stale_lock(settings)
     ports.check_free(settings.host, _ports(settings))
+    if settings.pod_doorway:
+        both = {settings.s3_port: "AIF_S3_PORT", settings.mlflow_port: "AIF_MLFLOW_PORT"}
+        ports.check_free(settings.pod_doorway, both)
     return ensure_secrets(settings)
 
 

@@ -18,7 +18,12 @@ from pydantic import SecretStr
 
 from aifactory.settings import Settings
 
-_REMEMBERED = ("host", "airflow_port", "mlflow_port", "postgres_port", "s3_port", "internal_port")
+_REMEMBERED = (
+    "host", "airflow_port", "mlflow_port", "postgres_port", "s3_port", "internal_port",
+    "kubernetes_conn_id", "trainer_image", "pod_template", "pod_secret", "pod_pull_secret", "pod_priority_class",
+    "pod_doorway", "pod_s3_endpoint", "pod_mlflow_uri", "pod_gpu_class_label", "cluster_grows",
+)  # fmt: skip
+"""Settings that a command without the environment of `up`, and every task, must find again."""
 
 
 def _token() -> str:
@@ -37,7 +42,14 @@ def _jwt_secret() -> str:
     return secrets.token_urlsafe(72)  # Airflow signs with HS512: 64 bytes or more
 
 
+def _plant_id() -> str:
+    return secrets.token_hex(4)  # not secret; generated once and kept like one
+
+
 _GENERATORS: dict[str, Callable[[], str]] = {
+    "AIF_PLANT_ID": _plant_id,
+    "PLANT_TRAINER_ACCESS_KEY": _access_key,
+    "PLANT_TRAINER_SECRET_KEY": _token,
     "AIF_S3_ACCESS_KEY": _access_key,
     "AIF_S3_SECRET_KEY": _token,
     "AIF_WORLD_ACCESS_KEY": _access_key,
@@ -110,6 +122,7 @@ def with_secrets(settings: Settings, values: Mapping[str, str]) -> Settings:
     """The settings, completed with the generated secrets."""
     return settings.model_copy(
         update={
+            "plant_id": values["AIF_PLANT_ID"],
             "s3_access_key": values["AIF_S3_ACCESS_KEY"],
             "s3_secret_key": SecretStr(values["AIF_S3_SECRET_KEY"]),
             "world_access_key": values["AIF_WORLD_ACCESS_KEY"],

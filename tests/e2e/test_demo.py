@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from tests.far_lines import lines_that_do_not_start_by_themselves
 
 import plant
 from aifactory.factory import Factory
@@ -63,22 +61,13 @@ class RunningPlant:
         )
 
 
-def _lines_that_do_not_start_by_themselves(folder: Path) -> Path:
-    """The lines with their nightly hour twelve hours away, so that no test depends on the time of day."""
-    shutil.copytree(REPOSITORY / "include" / "lines", folder, dirs_exist_ok=True)
-    spec = folder / LINE / "line.yaml"
-    far = (datetime.now(UTC) + timedelta(hours=12)).hour
-    spec.write_text(re.sub(r'cron: ".*"', f'cron: "0 {far} * * *"', spec.read_text()))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, mlflow_environment: None) -> Iterator[RunningPlant]:
     home = tmp_path_factory.mktemp("plant")
     ports = plant.free_ports(20)
     environment = os.environ | {
         "AIF_HOME": str(home),
-        "AIF_LINES_DIR": str(_lines_that_do_not_start_by_themselves(tmp_path_factory.mktemp("lines"))),
+        "AIF_LINES_DIR": str(lines_that_do_not_start_by_themselves(tmp_path_factory.mktemp("lines"))),
         "PYTHONPATH": str(REPOSITORY / "include"),
         "AIF_AIRFLOW_PORT": str(ports[0]),
         "AIF_MLFLOW_PORT": str(ports[1]),

@@ -18,7 +18,7 @@ from aifactory.line import find_line
 from aifactory.reasons import ReasonCode
 from aifactory.settings import REPOSITORY
 
-STAGES = {"ingest", "train", "deploy", "rollback", "score", "feedback"}
+STAGES = {"ingest", "train", "deploy", "rollback", "score", "feedback", "sweep"}
 DAG_FILES = sorted((REPOSITORY / "dags").glob("*.py"))
 SNAPSHOT = Path(__file__).with_name("graph.json")
 HEAVY = {
@@ -122,6 +122,7 @@ def test_forms_offer_what_an_operator_needs(dags: dict[str, Any]) -> None:
         "rollback": {"version", "why"},
         "score": {"partition"},
         "feedback": {"partition"},
+        "sweep": set(),
     }
     for dag in dags.values():
         assert set(dag.params) == wanted[dag.dag_id.split(".")[1]]

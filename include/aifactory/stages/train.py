@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aifactory.errors import DatasetDefect, NotFound, SpecError, TrainingDefect
@@ -35,6 +35,10 @@ MIN_REFIT_CORRELATION = 0.5
 MAX_REFIT_SHIFT = 0.05
 MAX_REFIT_LOSS = 0.02
 _LATENCY_CALLS = 100
+_TOLD = ("mlflow_url", "seconds", "pod", "schedule_s", "start_s", "work_s")
+
+Program = Callable[[str, str], dict[str, Any]]
+"""Runs the training program for (order id, phase) to its end; gives what it made, see `training.run.run`."""
 
 
 def resolve_order(f: Factory, spec: LineSpec, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,6 +83,7 @@ def resolve_order(f: Factory, spec: LineSpec, request: Mapping[str, Any]) -> dic
     content = hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()
     order |= {
         "order_id": f"{dataset.days[-1].replace('-', '')}-{content[:10]}",
+        "spec": spec.model_dump(mode="json"),  # a pod has the image's code, and must not have the image's spec
         **{name: str(request.get(name) or "") for name in ("reason", "signal", "why", "by")},
     }
     return _written(f, spec, order)
@@ -115,19 +120,38 @@ def split_days(spec: LineSpec, days: Sequence[str], champion_until: str | None) 
     return {"challenger": kept[:-held], "holdout": kept[-held:], "refit": kept}
 
 
-def train(f: Factory, spec: LineSpec, order_id: str, phase: str) -> dict[str, Any]:
-    """Carry out one phase of an order in a process of its own.
+def train(
+    f: Factory,
+    spec: LineSpec,
+    order_id: str,
+    phase: str,
+    *,
+    program: Program | None = None,
+    on_start: Callable[[Callable[[], None]], None] = lambda stop: None,
+) -> dict[str, Any]:
+    """Carry out one phase of an order, in a process of its own or wherever `program` has it done.
+
+    Args:
+        f: the open factory.
+        spec: the line.
+        order_id: the training order.
+        phase: "challenger" or "refit".
+        program: runs the training program to its end; default a process of this machine.
+        on_start: told how to stop that process.
 
     Returns:
         {"order_id", "phase", "package", "num_rows", "seconds", "run_id", "mlflow_url", "reused"}
     """
     from aifactory.training.launch import launch
 
+    def process(order_id: str, phase: str) -> dict[str, Any]:
+        return launch(f.settings, spec.line, order_id, phase, spec.compute.timeout_minutes * 60, on_start=on_start)
+
     order = _order(f, spec, order_id)
     with _at_station(f, spec, order, f"{order_id}/{phase}") as work:
-        made = launch(f.settings, spec.line, order_id, phase, spec.compute.timeout_minutes * 60)
+        made = (program or process)(order_id, phase)
         work.num_in = work.num_good = int(made["num_rows"])
-        work.detail = {"mlflow_url": made["mlflow_url"], "seconds": made["seconds"]}
+        work.detail = {name: made[name] for name in _TOLD if name in made}
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -36,6 +37,7 @@ def launch(
     phase: str,
     timeout_s: float,
     on_line: Callable[[str], None] = lambda line: log.info("%s", line),
+    on_start: Callable[[Callable[[], None]], None] = lambda stop: None,
 ) -> dict[str, Any]:
     """Train one phase of an order in a process of its own, and wait for it.
 
@@ -46,6 +48,7 @@ def launch(
         phase: "challenger" or "refit".
         timeout_s: the process is stopped after so many seconds.
         on_line: called with every line that the process writes, as it writes it.
+        on_start: given what stops the process, for a caller that may be cancelled.
 
     Returns:
         What the program made; see `run.run`.
@@ -59,7 +62,9 @@ def launch(
     process = subprocess.Popen(
         command, env=environment(settings), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, errors="replace", start_new_session=True,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509 - one prctl: a killed task leaves no training behind
     )  # fmt: skip
+    on_start(lambda: _signal(process, signal.SIGTERM))
     out: deque[str] = deque(maxlen=_KEPT_LINES)
     err: deque[str] = deque(maxlen=_KEPT_LINES)
     late = threading.Event()
@@ -148,6 +153,10 @@ def _drain(stream: IO[str] | None, kept: deque[str], on_line: Callable[[str], No
         kept.append(text)
         if on_line:
             on_line(text)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _stop_late(process: subprocess.Popen[str], late: threading.Event) -> None:

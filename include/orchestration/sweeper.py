@@ -1,0 +1,94 @@
+"""Pods that no task waits for any more: found by label, held against Airflow's own record, removed, reported."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from aifactory.ledger import EventKind, ProductionEvent
+from aifactory.reasons import ReasonCode
+from orchestration.clusterwork import api_errors, connected_cluster
+from orchestration.pods import LINE_LABEL, PLANT_LABEL, TASK_ANNOTATIONS
+
+if TYPE_CHECKING:
+    from kubernetes.client import V1Pod
+
+    from orchestration.station import Station
+
+log = logging.getLogger(__name__)
+
+MIN_AGE = timedelta(minutes=2)
+"""Younger pods are left alone: the task that made one may not be on record yet."""
+_OVER = frozenset({"success", "failed", "skipped", "removed", "upstream_failed"})
+
+
+def sweep(here: Station) -> dict[str, Any]:
+    """Remove the line's orphans.
+
+    Returns:
+        {"num_pods": pods of the line, "num_removed", "removed": their names}
+
+    Raises:
+        InfrastructureFault: the cluster does not answer.
+        Defect: the cluster does not let the plant look, or remove.
+    """
+    settings, line = here.factory.settings, here.spec.line
+    cluster = connected_cluster(settings.kubernetes_conn_id)
+    if cluster is None:
+        log.info("no cluster is connected: work runs on this machine")
+        return {"num_pods": 0, "num_removed": 0, "removed": []}
+    removed = []
+    with api_errors("sweeping"):
+        selector = f"{PLANT_LABEL}={settings.plant_id},{LINE_LABEL}={line}"
+        pods = cluster.api.list_namespaced_pod(cluster.namespace, label_selector=selector, _request_timeout=15).items
+        for pod in pods:
+            why = _orphaned(here.context["ti"], pod)
+            if why:
+                log.warning("pod %s is removed: %s", pod.metadata.name, why)
+                cluster.remove(pod.metadata.name)
+                _record(here, pod, why)
+                removed.append(pod.metadata.name)
+    return {"num_pods": len(pods), "num_removed": len(removed), "removed": removed}
+
+
+def _orphaned(ti: Any, pod: V1Pod) -> str:
+    """Why nobody waits for a pod any more; empty where somebody does, or may."""
+    if datetime.now(UTC) - pod.metadata.creation_timestamp < MIN_AGE:
+        return ""
+    task = task_of(pod)
+    if task is None:
+        return "it does not say which task it belongs to"
+    states = ti.get_task_states(dag_id=task["dag_id"], run_ids=[task["run_id"]], task_ids=[task["task_id"]])
+    of_run = states.get(task["run_id"])
+    name = f"{task['dag_id']} {task['run_id']} {task['task_id']}"
+    if not of_run or task["task_id"] not in of_run:
+        return f"there is no task {name}"
+    state = of_run[task["task_id"]]
+    return f"task {name} is over ({state})" if state in _OVER else ""
+
+
+def task_of(pod: V1Pod) -> Mapping[str, str] | None:
+    """dag_id, run_id and task_id of the task that a pod was made for."""
+    said = pod.metadata.annotations or {}
+    if not all(key in said for key in TASK_ANNOTATIONS.values()):
+        return None
+    return {name: said[key] for name, key in TASK_ANNOTATIONS.items()}
+
+
+def _record(here: Station, pod: V1Pod, why: str) -> None:
+    name = pod.metadata.name
+    here.factory.ledger.record(
+        ProductionEvent(
+            line=here.spec.line,
+            station="train",
+            unit_kind="model",
+            unit=name,
+            event=EventKind.FAILED,
+            key=f"orphan/{here.spec.line}/{pod.metadata.uid}",
+            reason=ReasonCode.ORPHAN_REMOVED,
+            run_id=here.run,
+            detail={"why": why, "pod": name},
+        )
+    )

@@ -1,0 +1,135 @@
+"""Connecting a Kubernetes cluster to the plant: from then on, training runs in pods.
+
+What it takes is a namespace, a secret in it with the pods' own S3 key, and an Airflow connection. Where that
+connection exists, work goes to pods; without it, to this machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aifactory.settings import Settings
+from plant.api import AirflowApi, airflow_api
+from plant.errors import PlantError
+from plant.secrets import private_folder, read_secrets, write_private
+
+if TYPE_CHECKING:
+    from kubernetes.client import CoreV1Api
+
+NAMESPACE = "ai-factory"
+_TIMEOUT_S = 15
+
+
+def connect(settings: Settings, kubeconfig: Path, context: str | None = None, namespace: str = NAMESPACE) -> str:
+    """Make the namespace and the secret, and the Airflow connection; safe to repeat.
+
+    Args:
+        settings: of a plant that runs.
+        kubeconfig: how to reach the cluster; a private copy is kept with the plant's secrets.
+        context: of the kubeconfig; default its current one.
+        namespace: where pods are made.
+
+    Returns:
+        What was connected, in words.
+
+    Raises:
+        PlantError: the kubeconfig is of no use, the cluster or Airflow does not answer or refuses.
+    """
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
+
+    api, text = _api(kubeconfig, context)
+    try:
+        _ensure_namespace(api, namespace)
+        _write_secret(api, namespace, settings)
+        nodes = len(api.list_node(_request_timeout=_TIMEOUT_S).items)
+    except ApiException as error:
+        raise PlantError(
+            f"the cluster of {kubeconfig} answered {error.status} {error.reason}; its account needs the rights of "
+            f"docs/kubernetes.md"
+        ) from error
+    except HTTPError as error:
+        raise PlantError(f"the cluster of {kubeconfig} does not answer: {error}") from error
+    own = private_folder(settings.secrets_file.parent) / "kubeconfig"
+    write_private(own, text)
+    extra: dict[str, Any] = {"kube_config_path": str(own), "namespace": namespace, "in_cluster": False}
+    if context:
+        extra["cluster_context"] = context
+    _ensure_connection(settings, extra)
+    return (
+        f"namespace {namespace} of a cluster of {nodes} nodes, as the Airflow connection {settings.kubernetes_conn_id}"
+    )
+
+
+def disconnect(settings: Settings) -> bool:
+    """Remove the Airflow connection, so that work runs on this machine again; whether there was one."""
+    api = airflow_api(settings)
+    known = _known(api, settings)
+    if known:
+        api.request("DELETE", f"/connections/{settings.kubernetes_conn_id}")
+    return known
+
+
+def _api(kubeconfig: Path, context: str | None) -> tuple[CoreV1Api, str]:
+    from kubernetes import config
+    from kubernetes.client import CoreV1Api
+    from kubernetes.config.config_exception import ConfigException
+
+    try:
+        text = kubeconfig.read_text()
+        return CoreV1Api(config.new_client_from_config(str(kubeconfig), context=context)), text
+    except (OSError, ConfigException, ValueError) as error:
+        raise PlantError(f"{kubeconfig} is no kubeconfig that can be used: {error}") from error
+
+
+def _ensure_namespace(api: CoreV1Api, namespace: str) -> None:
+    from kubernetes.client.exceptions import ApiException
+
+    try:
+        api.create_namespace({"metadata": {"name": namespace}}, _request_timeout=_TIMEOUT_S)
+    except ApiException as error:
+        if error.status not in {403, 409}:  # it is there, or somebody else makes namespaces here
+            raise
+
+
+def _write_secret(api: CoreV1Api, namespace: str, settings: Settings) -> None:
+    """The pods' own S3 key, which reads the factory's bucket and writes candidates alone."""
+    from kubernetes.client.exceptions import ApiException
+
+    known = read_secrets(settings.secrets_file)
+    values = {
+        "AIF_S3_ACCESS_KEY": known["PLANT_TRAINER_ACCESS_KEY"],
+        "AIF_S3_SECRET_KEY": known["PLANT_TRAINER_SECRET_KEY"],
+    }
+    secret = {
+        "metadata": {"name": settings.pod_secret, "labels": {"ai-factory/plant": settings.plant_id}},
+        "data": {name: base64.b64encode(value.encode()).decode() for name, value in values.items()},
+    }
+    try:
+        api.create_namespaced_secret(namespace, secret, _request_timeout=_TIMEOUT_S)
+    except ApiException as error:
+        if error.status != 409:
+            raise
+        api.patch_namespaced_secret(settings.pod_secret, namespace, secret, _request_timeout=_TIMEOUT_S)
+
+
+def _ensure_connection(settings: Settings, extra: dict[str, Any]) -> None:
+    connection = {
+        "connection_id": settings.kubernetes_conn_id,
+        "conn_type": "kubernetes",
+        "description": "Where training runs in pods. Without this connection it runs on this machine.",
+        "extra": json.dumps(extra),
+    }
+    api = airflow_api(settings)
+    if _known(api, settings):
+        api.request("PATCH", f"/connections/{settings.kubernetes_conn_id}", json=connection)
+    else:
+        api.request("POST", "/connections", json=connection)
+
+
+def _known(api: AirflowApi, settings: Settings) -> bool:
+    found = api.request("GET", "/connections", params={"connection_id_pattern": settings.kubernetes_conn_id})
+    return any(c["connection_id"] == settings.kubernetes_conn_id for c in found["connections"])
