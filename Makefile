@@ -2,6 +2,8 @@
 #   make demo      install, start, and watch the flight delay line turn on real data
 #   make up down status
 #   make compose-up compose-demo compose-down   the same in containers (VOLUMES=1 removes the state too)
+#   make cluster-up cluster-down   a kind cluster on this machine, connected: training runs in its pods
+#   make cluster-connect cluster-disconnect   the same with the cluster of KUBECONFIG
 #   make check     format, lint, types, layers, line specs, pins in step
 #   make test      unit, policy, integration, end to end
 #   make bench     ratios against baselines; make bench-loop-pays: a year's replay
@@ -15,7 +17,7 @@ BIN := .venv/bin
 export PYTHONPATH := include
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev demo up down status compose-up compose-demo compose-down check format test test-fast bench bench-loop-pays pins
+.PHONY: help install install-dev demo up down status compose-up compose-demo compose-down cluster-up cluster-down cluster-connect cluster-disconnect check format test test-fast bench bench-loop-pays pins
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -55,6 +57,18 @@ compose-demo:
 
 compose-down:
 	@scripts/compose.sh down "$(VOLUMES)"
+
+cluster-up: .venv/installed
+	@scripts/cluster.sh up
+
+cluster-down:
+	@scripts/cluster.sh down
+
+cluster-connect: .venv/installed
+	@$(BIN)/python -m plant connect
+
+cluster-disconnect: .venv/installed
+	@$(BIN)/python -m plant disconnect
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from aifactory.errors import Defect, FactoryError, InfrastructureFault
 from aifactory.reasons import ReasonCode
 from orchestration import podfaults, preflight
+from orchestration.pods import TASK_LABEL
 
 if TYPE_CHECKING:
     from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
@@ -152,7 +153,7 @@ def run_in_pod(
     operator = _operator(here, cluster, manifest, limits)
     here.on_kill(operator.on_kill)
     with api_errors(what):
-        if not _attaches(operator, cluster, here):
+        if not _at_work(cluster, manifest["metadata"]["labels"][TASK_LABEL]):
             grows = here.factory.settings.cluster_grows
             preflight.check(cluster.api, cluster.namespace, manifest, what, cluster_grows=grows)
     trouble = _follow(operator, cluster, here)
@@ -193,12 +194,16 @@ def _operator(
     )
 
 
-def _attaches(operator: KubernetesPodOperator, cluster: Cluster, here: Station) -> bool:
+def tidy(cluster: Cluster, task: str, what: str) -> None:
+    """Remove the pods of a task whose work is done: the try that saw to it may not have come so far."""
+    with api_errors(what):
+        for pod in _pods_of(cluster, task):
+            cluster.remove(pod.metadata.name)
+
+
+def _at_work(cluster: Cluster, task: str) -> bool:
     """Whether a pod of this task is at work already. More than one (an API that answered late): the oldest stays."""
-    selector = operator._build_find_pod_label_selector(here.context)
-    found = cluster.api.list_namespaced_pod(
-        cluster.namespace, label_selector=selector, _request_timeout=_TIMEOUT_S
-    ).items
+    found = _pods_of(cluster, task)
     alive = sorted(
         (p for p in found if p.status.phase not in _ENDED and p.metadata.deletion_timestamp is None),
         key=lambda p: p.metadata.creation_timestamp,
@@ -210,6 +215,14 @@ def _attaches(operator: KubernetesPodOperator, cluster: Cluster, here: Station) 
     if alive:
         log.info("pod %s is at work already: it is followed, no other is made", alive[0].metadata.name)
     return bool(alive)
+
+
+def _pods_of(cluster: Cluster, task: str) -> list[V1Pod]:
+    """A task's pods, of whichever try."""
+    selector = f"{TASK_LABEL}={task}"
+    return list(
+        cluster.api.list_namespaced_pod(cluster.namespace, label_selector=selector, _request_timeout=_TIMEOUT_S).items
+    )
 
 
 def _follow(operator: KubernetesPodOperator, cluster: Cluster, here: Station) -> BaseException | None:

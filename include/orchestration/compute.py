@@ -54,13 +54,15 @@ class _Pod:
     def __call__(self, order_id: str, phase: str) -> dict[str, Any]:
         from aifactory.training.run import failure_key, result_key
         from orchestration import clusterwork
-        from orchestration.pods import Shape, describe
+        from orchestration.pods import Shape, describe, task_label
 
         here, spec = self._here, self._here.spec
         store, what = here.factory.store, f"{phase} of order {order_id}"
         result = result_key(spec.line, order_id, phase)
+        task = {name: str(getattr(here.context["ti"], name)) for name in ("dag_id", "run_id", "task_id")}
         if store.head(result):
             log.info("%s is done already, says %s: no pod is made", what, store.uri(result))
+            clusterwork.tidy(self._cluster, task_label(here.factory.settings, task), what)
             return store.get_json(result) | {"reused": True}
         larger = bool(self._state.get(_LARGER))
         shape = Shape.of(spec.compute, larger=larger)
@@ -70,7 +72,7 @@ class _Pod:
             shape,
             ["--line", spec.line, "--order", order_id, "--phase", phase],
             line=spec.line,
-            task={name: str(getattr(here.context["ti"], name)) for name in ("dag_id", "run_id", "task_id")},
+            task=task,
         )
         waits = {"queue_s": int(spec.compute.queue_minutes * 60), "start_s": int(spec.compute.start_minutes * 60)}
         try:

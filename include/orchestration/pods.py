@@ -5,6 +5,9 @@ A pod is described whole before it is made, so that it can be checked (`prefligh
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 CONTAINER = "base"
 PLANT_LABEL = "ai-factory/plant"
 LINE_LABEL = "ai-factory/line"
+TASK_LABEL = "ai-factory/task"
+"""Names the task that waits for the pod, whichever its try: see `task_label`."""
 TASK_ANNOTATIONS = {name: f"ai-factory/{name.replace('_', '-')}" for name in ("dag_id", "run_id", "task_id")}
 """Which task waits for the pod, in full: labels are cut to 63 characters."""
 
@@ -63,7 +68,7 @@ def describe(
     arguments: list[str],
     *,
     line: str,
-    task: dict[str, str],
+    task: Mapping[str, str],
 ) -> dict[str, Any]:
     """The pod, whole, but for its name, which Airflow gives.
 
@@ -80,7 +85,11 @@ def describe(
     """
     pod = _template(settings.pod_template)
     pod["metadata"] = {
-        "labels": {PLANT_LABEL: settings.plant_id or "none", LINE_LABEL: line},
+        "labels": {
+            PLANT_LABEL: settings.plant_id or "none",
+            LINE_LABEL: line,
+            TASK_LABEL: task_label(settings, task),
+        },
         "annotations": {TASK_ANNOTATIONS[name]: value for name, value in task.items()},
     }
     spec = pod["spec"]
@@ -106,6 +115,12 @@ def describe(
         **({"priorityClassName": settings.pod_priority_class} if settings.pod_priority_class else {}),
     }
     return pod
+
+
+def task_label(settings: Settings, task: Mapping[str, str]) -> str:
+    """A label's value for a task of a plant: its ids may be longer than the 63 characters that a label has."""
+    named = [settings.plant_id, *(task[name] for name in TASK_ANNOTATIONS)]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
 
 
 def _environment(settings: Settings, shape: Shape) -> dict[str, str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DENIED = 403
+_MISSING = 404
 _TIMEOUT_S = 15
 _QUOTA_NAMES = {"cpu": ("requests.cpu", "cpu", "limits.cpu"), "memory": ("requests.memory", "memory", "limits.memory")}
 
@@ -52,18 +53,15 @@ def check(api: CoreV1Api, namespace: str, pod: Mapping[str, Any], what: str, *, 
 def _secrets(api: CoreV1Api, namespace: str, pod: Mapping[str, Any], what: str) -> None:
     for source in _container(pod).get("envFrom") or []:
         name = source["secretRef"]["name"]
-        named = f"metadata.name={name}"
         try:
-            found = _looked(
-                partial(api.list_namespaced_secret, namespace, field_selector=named, _request_timeout=_TIMEOUT_S)
-            )
-        except _NotAllowed:
-            return
-        if not found.items:
+            _looked(partial(api.read_namespaced_secret, name, namespace, _request_timeout=_TIMEOUT_S))
+        except _NotThere as missing:
             raise Defect(
                 ReasonCode.SECRET_MISSING,
                 f"{what}: there is no secret {name!r} in namespace {namespace!r}; make it with `make cluster-connect`",
-            )
+            ) from missing
+        except _NotAllowed:
+            return
 
 
 def _nodes(api: CoreV1Api, labels: Mapping[str, str], requests: Mapping[str, str], what: str) -> None:
@@ -120,6 +118,10 @@ def _dry_run(api: CoreV1Api, namespace: str, pod: Mapping[str, Any], what: str) 
     body = {**pod, "metadata": {**pod["metadata"], "generateName": "check-"}}
     try:
         _looked(lambda: api.create_namespaced_pod(namespace, body, dry_run="All", _request_timeout=_TIMEOUT_S))
+    except _NotThere as missing:
+        raise Defect(
+            ReasonCode.CLUSTER_DENIED, f"{what}: there is no namespace {namespace!r}; `make cluster-connect` makes it"
+        ) from missing
     except _NotAllowed as refused:
         raise podfaults.api_fault(what, refused.error) from refused.error
 
@@ -130,14 +132,20 @@ class _NotAllowed(Exception):
         super().__init__()
 
 
+class _NotThere(Exception):
+    """The API knows no such thing."""
+
+
 def _looked(ask: Callable[[], Any]) -> Any:
-    """Ask the API. A refusal is `_NotAllowed`; no answer, or another error, is the factory's own error."""
+    """Ask the API. A refusal is `_NotAllowed` or `_NotThere`; anything else is the factory's own error."""
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
     try:
         return ask()
     except ApiException as error:
+        if error.status == _MISSING:
+            raise _NotThere from error
         if error.status == _DENIED:
             raise _NotAllowed(error) from error
         raise podfaults.api_fault("looking at the cluster", error) from error

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 
 from aifactory.settings import load_settings
-from plant import display, operate
+from plant import cluster, display, operate
 from plant.errors import PlantError
 
 
@@ -22,6 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("down", help="stop the plant; all state stays")
     commands.add_parser("status", help="show every part: state, process, memory, URL")
     commands.add_parser("demo", help="show the line turning on real data")
+    connect = commands.add_parser("connect", help="train in pods of a Kubernetes cluster from now on")
+    connect.add_argument("--kubeconfig", type=Path, help="default: KUBECONFIG, else ~/.kube/config")
+    connect.add_argument("--context", help="of the kubeconfig; default its current one")
+    connect.add_argument("--namespace", default=cluster.NAMESPACE, help="where pods are made (%(default)s)")
+    commands.add_parser("disconnect", help="train on this machine again")
     commands.add_parser("secrets", help="generate the secrets that are missing")
     commands.add_parser("container-prepare", help="in containers: give every part its share of the secrets")
     commands.add_parser("container-init", help="in containers: bring databases and buckets to this version")
@@ -66,6 +73,19 @@ def _demo(_: argparse.Namespace) -> int:
     return demo.run(load_settings())
 
 
+def _connect(chosen: argparse.Namespace) -> int:
+    named = chosen.kubeconfig or os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config"
+    done = cluster.connect(load_settings(), Path(named), chosen.context, chosen.namespace)
+    Console().print(f"Training now runs in pods: {done}.", soft_wrap=True)
+    return 0
+
+
+def _disconnect(_: argparse.Namespace) -> int:
+    was = cluster.disconnect(load_settings())
+    Console().print("Training runs on this machine again." if was else "No cluster was connected.")
+    return 0
+
+
 def _secrets(_: argparse.Namespace) -> int:
     from plant.secrets import ensure_secrets
 
@@ -98,6 +118,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "down": _down,
     "status": _status,
     "demo": _demo,
+    "connect": _connect,
+    "disconnect": _disconnect,
     "secrets": _secrets,
     "container-prepare": _container_prepare,
     "container-init": _container_init,

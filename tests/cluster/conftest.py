@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from kubernetes.client.exceptions import NotFoundException
+from tests.cluster.tcp_gate import Gate
 from tests.far_lines import lines_that_do_not_start_by_themselves
 
 import plant
@@ -29,7 +32,8 @@ from plant.demo import Demo
 
 LINE = "flight_delay"
 COMPUTE = "{cpus: 1, memory_gb: 1.5, scratch_gb: 1, gpus: 0, timeout_minutes: 20, queue_minutes: 1, start_minutes: 1}"
-SLOW = "{epochs: 60, warm_epochs: 60, batch_rows: 256, checkpoint_every: 100, report_every: 20}"
+CHECKPOINT_EVERY, REPORT_EVERY = 100, 20
+SLOW = f"{{epochs: 24, batch_rows: 256, checkpoint_every: {CHECKPOINT_EVERY}, report_every: {REPORT_EVERY}}}"
 NAMESPACE = "ai-factory-test"
 _NEEDED = ("KUBECONFIG", "AIF_TRAINER_IMAGE", "AIF_POD_DOORWAY")
 
@@ -48,6 +52,8 @@ class Lab:
     settings: Settings
     demo: Demo
     core: Any
+    gate: Gate
+    lines: Path
 
     @property
     def api(self) -> AirflowApi:
@@ -87,10 +93,62 @@ class Lab:
         except ApiException:
             return ""
 
+    def train(self, why: str, recipe: str = "tabular_mlp") -> str:
+        """Ask for a training; the id of its run."""
+        return self.api.trigger_dag(f"{LINE}.train", {"recipe": recipe, "force": True, "why": why})
+
+    def ended(self, run_id: str, timeout_s: float = 400) -> str:
+        return self.api.wait_run(f"{LINE}.train", run_id, timeout_s)
+
+    def order_of(self, run_id: str) -> str:
+        return str(self.api.xcom(f"{LINE}.train", run_id, "resolve"))
+
+    def in_the_middle(self, what: str = "step") -> tuple[Any, str]:
+        """A running pod that has told of its progress a while, and its log."""
+
+        def found() -> Any:
+            pod = next((p for p in self.pods() if p.status.phase == "Running"), None)
+            log = self.log_of(pod.metadata.name) if pod else ""
+            return (pod, log) if log.count(what) >= 12 else None
+
+        pod, log = self.wait("a pod in the middle of its training", found, 180)
+        return pod, str(log)
+
+    @contextlib.contextmanager
+    def compute(self, shape: str) -> Iterator[None]:
+        """The line asks for another shape, as an engineer would change it."""
+        spec = self.lines / LINE / "line.yaml"
+        before = spec.read_text()
+        spec.write_text(re.sub(r"compute: {.*}", f"compute: {shape}", before))
+        try:
+            yield
+        finally:
+            spec.write_text(before)
+
+    def curve(self, run_id: str, phase: str = "challenger") -> dict[int, float]:
+        """The training loss by step, as MLflow has it."""
+        from aifactory.training.tracking import Tracker, mlflow_client
+
+        tracker = Tracker(self.settings, LINE, self.order_of(run_id), phase)
+        found = mlflow_client(self.settings).get_metric_history(tracker.run_id, "train_loss")
+        return {m.step: m.value for m in found}
+
     def tries(self, run_id: str, task_id: str) -> list[str]:
         """The logs of every try of a task of the train DAG."""
         [ti] = [t for t in self.api.task_instances(f"{LINE}.train", run_id) if t["task_id"] == task_id]
         return [self.api.logs(f"{LINE}.train", run_id, task_id, n) for n in range(1, ti["try_number"] + 1)]
+
+
+def _gated(kubeconfig: Path, own: Path) -> tuple[Gate, Path]:
+    """A kubeconfig whose way to the API server leads through a gate."""
+    config = yaml.safe_load(kubeconfig.read_text())
+    named = {c["name"]: c["context"]["cluster"] for c in config["contexts"]}
+    [found] = [c["cluster"] for c in config["clusters"] if c["name"] == named[config["current-context"]]]
+    address = urlsplit(found["server"])
+    gate = Gate(str(address.hostname), address.port or 443)
+    found |= {"server": f"https://127.0.0.1:{gate.port}", "tls-server-name": address.hostname}
+    own.write_text(yaml.safe_dump(config))
+    return gate, own
 
 
 def _make_small_and_slow(spec: Path) -> None:
@@ -121,8 +179,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory, mlflow_environment: None, core
     try:
         plant.up(settings)
         settings = plant.load(home)
-        cluster.connect(settings, Path(os.environ["KUBECONFIG"]), namespace=NAMESPACE)
-        yield Lab(settings, Demo.quiet(settings), core)
+        gate, kubeconfig = _gated(Path(os.environ["KUBECONFIG"]), tmp_path_factory.mktemp("kube") / "config")
+        cluster.connect(settings, kubeconfig, namespace=NAMESPACE)
+        yield Lab(settings, Demo.quiet(settings), core, gate, lines)
     finally:
         plant.down(settings)
         del os.environ["AIF_LINES_DIR"]

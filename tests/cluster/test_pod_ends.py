@@ -62,7 +62,7 @@ class Work:
     def manifest(self, program: str = "", shape: Shape = SMALL) -> dict[str, Any]:
         pod = describe(
             self.settings, self.compute, shape, ["-c", program], line="flight_delay",
-            task={"dag_id": "d", "run_id": "r", "task_id": "t"},
+            task={name: getattr(self.here.context["ti"], name) for name in ("dag_id", "run_id", "task_id")},
         )  # fmt: skip
         pod["spec"]["containers"][0]["command"] = ["python"]
         pod["spec"]["terminationGracePeriodSeconds"] = 2

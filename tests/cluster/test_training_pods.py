@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
+import psutil
 import pytest
-from tests.cluster.conftest import LINE, Lab
+from tests.cluster.conftest import CHECKPOINT_EVERY, LINE, NAMESPACE, REPORT_EVERY, Lab
+
+from aifactory.reasons import ReasonCode
+from orchestration.pods import LINE_LABEL, PLANT_LABEL, TASK_ANNOTATIONS
+from orchestration.sweeper import MIN_AGE
+
+EVICTION = "policy/v1beta1"  # the body's version; clusters from 1.22 on take it as policy/v1
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -23,3 +31,134 @@ def test_a_night_from_landing_to_champion_with_its_training_in_a_pod(lab: Lab):
     [log] = lab.tries(run.run_id, "train_challenger")
     assert "step 120/120" in log, "the pod's own progress is in the task's log"
     assert lab.pods() == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab: Lab) -> dict[int, float]:
+    """The loss curve of the long training, when nothing happens to it."""
+    run = lab.train("undisturbed")
+    assert lab.ended(run) == "success"
+    curve = lab.curve(run)
+    assert len(curve) > 20
+    return curve
+
+
+def lost_steps(lab: Lab, run: str) -> int:
+    """Steps that were done twice, by the pods' own words."""
+    logs = lab.tries(run, "train_challenger")
+    before = [int(n) for n in re.findall(r"step (\d+)/", logs[0])]
+    resumed = re.search(r"going on (?:from|after) step (\d+)", "".join(logs[1:]))
+    assert resumed, logs[-1][-3000:]
+    return max(before) - int(resumed[1])
+
+
+def reasons_of(lab: Lab, order_id: str) -> set[str]:
+    return {str(e.reason) for e in lab.factory.ledger.events(line=LINE) if order_id in e.unit and e.reason}
+
+
+def test_a_killed_pod_is_made_anew_and_goes_on_from_its_checkpoint(lab: Lab, undisturbed: dict[int, float]):
+    run = lab.train("killed")
+    pod, _ = lab.in_the_middle()
+    lab.core.delete_namespaced_pod(pod.metadata.name, NAMESPACE, grace_period_seconds=0)
+    assert lab.ended(run) == "success"
+    assert lab.curve(run) == undisturbed
+    assert lost_steps(lab, run) <= CHECKPOINT_EVERY + REPORT_EVERY
+    assert "POD_DELETED" in reasons_of(lab, lab.order_of(run))
+    assert lab.pods() == []
+
+
+def test_a_drained_node_costs_nothing_but_time(lab: Lab, undisturbed: dict[int, float]):
+    run = lab.train("drained")
+    pod, _ = lab.in_the_middle()
+    name, node = pod.metadata.name, pod.spec.node_name
+    lab.core.patch_node(node, {"spec": {"unschedulable": True}})
+    try:
+        body = {"apiVersion": EVICTION, "kind": "Eviction", "metadata": {"name": name, "namespace": NAMESPACE}}
+        lab.core.create_namespaced_pod_eviction(name, NAMESPACE, body)
+        lab.wait("the pod to go", lambda: name not in [p.metadata.name for p in lab.pods()])
+    finally:
+        lab.core.patch_node(node, {"spec": {"unschedulable": None}})
+    assert lab.ended(run) == "success"
+    assert lab.curve(run) == undisturbed
+    assert lost_steps(lab, run) <= REPORT_EVERY, "SIGTERM saves at once"
+
+
+def test_a_killed_task_finds_its_pod_again(lab: Lab, undisturbed: dict[int, float]):
+    run = lab.train("task killed")
+    pod, _ = lab.in_the_middle()
+    [ti] = [t for t in lab.api.task_instances(f"{LINE}.train", run) if t["task_id"] == "train_challenger"]
+    [process] = [p for p in psutil.process_iter(["cmdline"]) if ti["id"] in " ".join(p.info["cmdline"] or [])]
+    process.kill()
+    assert lab.ended(run) == "success"
+    made = lab.api.xcom(f"{LINE}.train", run, "train_challenger")
+    assert made["pod"] == pod.metadata.name
+    assert lab.curve(run) == undisturbed
+    assert "it is followed, no other is made" in lab.tries(run, "train_challenger")[-1]
+    assert lab.pods() == []
+
+
+def test_an_api_server_that_is_away_for_two_minutes(lab: Lab, undisturbed: dict[int, float]):
+    run = lab.train("API away")
+    lab.in_the_middle()
+    lab.gate.close()
+    time.sleep(120)
+    lab.gate.open()
+    assert lab.ended(run, 600) == "success"
+    assert lab.curve(run) == undisturbed
+    assert lab.pods() == []
+
+
+def test_a_cancelled_run_leaves_no_pod(lab: Lab):
+    run = lab.train("cancelled")
+    pod, _ = lab.in_the_middle()
+    lab.api.request("PATCH", f"/dags/{LINE}.train/dagRuns/{run}", json={"state": "failed"})
+    lab.wait("no pod", lambda: pod.metadata.name not in [p.metadata.name for p in lab.pods()], 60)
+    lab.core.read_namespace(NAMESPACE)
+    assert lab.api.run(f"{LINE}.train", run).state == "failed"
+
+
+def test_out_of_memory_is_tried_once_with_the_larger_shape(lab: Lab):
+    with lab.compute("{cpus: 1, memory_gb: 0.2, retry_memory_gb: 1.5, shared_memory_gb: 0.1, scratch_gb: 1}"):
+        run = lab.train("small", recipe="gradient_boosting")
+        lab.wait("the training", lambda: len(lab.tries(run, "train_challenger")) == 2, 200)
+        assert lab.ended(run) == "success"
+    first, second = lab.tries(run, "train_challenger")
+    assert "the next try gets 1.5 GB instead of 0.2 GB" in first
+    assert "step 120/120" in second
+    assert "OUT_OF_MEMORY" in reasons_of(lab, lab.order_of(run))
+
+
+def test_out_of_memory_with_the_larger_shape_too_fails_and_says_so(lab: Lab):
+    with lab.compute("{cpus: 1, memory_gb: 0.2, retry_memory_gb: 0.25, shared_memory_gb: 0.1, scratch_gb: 1}"):
+        run = lab.train("much too small", recipe="gradient_boosting")
+        assert lab.ended(run) == "failed"
+    assert len(lab.tries(run, "train_challenger")) == 2
+    why = lab.api.xcom(f"{LINE}.train", run, "train_challenger", "reason")
+    assert why.startswith("OUT_OF_MEMORY")
+    assert "0.25 GB were not enough" in why
+    assert lab.pods() == []
+
+
+def test_an_orphan_is_found_removed_and_reported(lab: Lab):
+    [over] = lab.api.runs(f"{LINE}.train")[:1]
+    owner = {"dag_id": f"{LINE}.train", "run_id": over.run_id, "task_id": "train_challenger"}
+    for name, labels, task in (("orphan", lab.settings.plant_id, owner), ("somebody-elses", "another-plant", owner)):
+        pod = {
+            "metadata": {
+                "name": name,
+                "labels": {PLANT_LABEL: labels, LINE_LABEL: LINE},
+                "annotations": {TASK_ANNOTATIONS[k]: v for k, v in task.items()},
+            },
+            "spec": {
+                "containers": [{"name": "base", "image": lab.settings.trainer_image, "command": ["sleep", "600"]}]
+            },
+        }
+        lab.core.create_namespaced_pod(NAMESPACE, pod)
+    time.sleep(MIN_AGE.total_seconds())
+    run = lab.api.trigger_dag(f"{LINE}.sweep")
+    assert lab.api.wait_run(f"{LINE}.sweep", run) == "success"
+    assert lab.api.xcom(f"{LINE}.sweep", run, "remove_orphans")["removed"] == ["orphan"]
+    lab.wait("the orphan's end", lambda: [p.metadata.name for p in lab.pods()] == ["somebody-elses"], 60)
+    [event] = [e for e in lab.factory.ledger.events(line=LINE) if e.unit == "orphan"]
+    assert event.reason is ReasonCode.ORPHAN_REMOVED
+    lab.core.delete_namespaced_pod("somebody-elses", NAMESPACE, grace_period_seconds=0)
