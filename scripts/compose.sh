@@ -16,6 +16,9 @@ export COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-ai-factory}
 export AIF_IMAGE_TAG=${AIF_IMAGE_TAG:-dev}
 AIF_CODE_REVISION=${AIF_CODE_REVISION:-$(git describe --always --abbrev=40 --dirty '--exclude=*' 2>/dev/null || true)}
 export AIF_CODE_REVISION
+# What this user's own tools were told about TLS and packages, builds are told too, as secrets that no layer keeps
+export AIF_BUILD_CA=${AIF_BUILD_CA:-${SSL_CERT_FILE:-/dev/null}}
+export AIF_BUILD_PIP_CONFIG=${AIF_BUILD_PIP_CONFIG:-${PIP_CONFIG_FILE:-/dev/null}}
 folder=$PWD/var/compose/$COMPOSE_PROJECT_NAME
 secrets=$folder/secrets/plant.env
 began=$(date +%s)

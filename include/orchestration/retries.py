@@ -42,9 +42,9 @@ class TwoBudgets(ExceptionRetryPolicy):
     ) -> RetryDecision:
         """The rule's action, with the delay of this try and the error's own words."""
         decision = super().evaluate(exception, try_number, max_tries, context)
-        retries = decision.action is RetryAction.RETRY
+        retries = decision.action is RetryAction.RETRY or _airflow_is_away(exception)
         return RetryDecision(
-            action=decision.action,
+            action=RetryAction.RETRY if retries else decision.action,
             retry_delay=delay_of(try_number) if retries else None,
             reason=f"{'infrastructure fault' if retries else 'defect'}: {_words(exception)}"[:_REASON_LENGTH],
         )
@@ -54,6 +54,20 @@ def delay_of(try_number: int) -> timedelta:
     """How long to wait after a try, the first being 1."""
     doublings: int = 2 ** max(try_number - 1, 0)
     return min(FIRST_DELAY * doublings, MAX_DELAY)
+
+
+def _airflow_is_away(exception: BaseException) -> bool:
+    """Whether the task could not reach Airflow's own API server: killed, restarting, or without its database."""
+    import httpx
+    from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+
+    if not isinstance(exception, AirflowRuntimeError) or exception.error.error is not ErrorType.API_SERVER_ERROR:
+        return False
+    told = exception.error.detail or {}
+    if told.get("status_code") is not None:
+        return bool(told["status_code"] >= httpx.codes.INTERNAL_SERVER_ERROR)
+    kind = getattr(httpx, str(told.get("exception_type")), None)
+    return isinstance(kind, type) and issubclass(kind, httpx.TransportError)
 
 
 def _words(exception: BaseException) -> str:

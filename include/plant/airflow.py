@@ -180,6 +180,8 @@ def _configuration(settings: Settings, secrets: Secrets) -> str:
             # What a killed scheduler was running is taken up after a minute, not after six
             "orphaned_tasks_check_interval": 30,
         },
+        # A task waits about a minute for an API server that is being started again, instead of losing its work
+        "workers": {"execution_api_retries": 10, "execution_api_retry_wait_max": 15},
         "dag_processor": {"refresh_interval": 5, "min_file_process_interval": 60, "parsing_processes": 1},
         "usage_data_collection": {"enabled": False},
     }

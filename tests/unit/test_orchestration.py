@@ -8,6 +8,8 @@ from typing import Any
 import pendulum
 import pytest
 from airflow.sdk import RetryAction
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+from airflow.sdk.execution_time.comms import ErrorResponse
 from airflow.timetables.base import DagRunInfo, TimeRestriction
 from fastapi import HTTPException
 
@@ -45,6 +47,21 @@ def test_a_defect_and_the_unforeseen_fail_at_once(error: Exception) -> None:
 def test_the_decision_names_the_reason_code() -> None:
     decision = TwoBudgets().evaluate(GateRefused(ReasonCode.VOLUME_ABNORMAL, "12 rows"), 1, NUM_RETRIES)
     assert decision.reason == "defect: VOLUME_ABNORMAL: 12 rows"
+
+
+@pytest.mark.parametrize(
+    ("detail", "action"),
+    [
+        ({"status_code": None, "exception_type": "ConnectError"}, RetryAction.RETRY),
+        ({"status_code": None, "exception_type": "ReadTimeout"}, RetryAction.RETRY),
+        ({"status_code": 503}, RetryAction.RETRY),
+        ({"status_code": 404}, RetryAction.FAIL),
+        ({"status_code": None, "exception_type": "TypeError"}, RetryAction.FAIL),
+    ],
+)
+def test_an_api_server_that_is_away_is_no_defect_of_the_task(detail: dict[str, Any], action: RetryAction):
+    error = AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail=detail))
+    assert TwoBudgets().evaluate(error, 1, NUM_RETRIES).action is action
 
 
 @pytest.mark.parametrize(
