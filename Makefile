@@ -86,7 +86,7 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
 test-fast: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not integration and not e2e"
+	$(BIN)/python -m pytest -m "not integration and not e2e and not containers and not kubernetes"
 
 bench: .venv/installed-dev
 	$(BIN)/python -m bench

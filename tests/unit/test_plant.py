@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from aifactory.settings import Settings, load_settings
-from plant import airflow, display, ports, postgres, processes, secrets, world
+from plant import airflow, containers, display, ports, postgres, processes, secrets, world
 from plant.errors import PlantError, PortTaken
 from plant.operate import PartStatus
 from plant.supervision import Program, Supervisor
@@ -32,8 +32,46 @@ def test_secrets_are_private_and_stay(settings: Settings) -> None:
     assert mode == 0o600
     assert stat.S_IMODE(settings.secrets_file.parent.stat().st_mode) == 0o700
     assert dict(secrets.ensure_secrets(settings)) == dict(first)
-    assert len({v for k, v in first.items() if k.endswith(("PASSWORD", "KEY", "SECRET"))}) == len(secrets._GENERATORS)
+    assert len({first[name] for name in secrets._GENERATORS}) == len(secrets._GENERATORS), "no two are the same"
     assert len(first["PLANT_AIRFLOW_JWT_SECRET"]) >= 64
+
+
+def test_a_part_on_another_host_is_reached_there(settings: Settings) -> None:
+    apart = settings.model_copy(update={"postgres_host": "postgres", "postgres_port": 5432})
+    assert secrets.complete_secrets(apart, {})["AIF_LEDGER_DSN"].endswith("@postgres:5432/factory")
+    assert settings.airflow_api_url == settings.airflow_url == "http://127.0.0.1:8080"
+    assert settings.mlflow_ui_url == settings.mlflow_url
+    published = {"airflow_uri": "http://127.0.0.1:9", "airflow_endpoint": "http://airflow-api:8080"}
+    apart = settings.model_copy(update=published | {"mlflow_public_uri": "http://127.0.0.1:8"})
+    assert (apart.airflow_url, apart.airflow_api_url) == ("http://127.0.0.1:9", "http://airflow-api:8080")
+    assert apart.mlflow_ui_url == "http://127.0.0.1:8"
+
+
+def test_a_container_gets_its_share_of_the_secrets_and_no_more(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = ("KEYS", "FACTORY", "WORLD", "S3", "MLFLOW", "POSTGRES", "S3_DATA", "POSTGRES_DATA")
+    for name in shares:
+        monkeypatch.setattr(containers, name, tmp_path / name)
+        (tmp_path / name).mkdir()
+    given: dict[Path, int] = {}
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid, follow_symlinks: given.update({path: uid}))
+    with pytest.raises(PlantError, match="compose-up"):
+        containers.prepare(settings)
+    values = secrets.ensure_secrets(settings)
+    monkeypatch.setattr(containers, "SECRETS", settings.secrets_file)
+    containers.prepare(settings)
+    everything, factorys, worlds = (
+        secrets.read_secrets(tmp_path / name / "secrets" / "plant.env") for name in ("KEYS", "FACTORY", "WORLD")
+    )
+    assert dict(everything) == dict(values)
+    assert set(worlds) == {"AIF_WORLD_ACCESS_KEY", "AIF_WORLD_SECRET_KEY"}
+    assert not [k for k in factorys if k.startswith(("PLANT_S3", "PLANT_POSTGRES", "PLANT_DB_MLFLOW", "AIF_WORLD"))]
+    assert (tmp_path / "POSTGRES" / "password").read_text() == values["PLANT_POSTGRES_PASSWORD"]
+    assert given[tmp_path / "POSTGRES" / "password"] == 70
+    assert given[tmp_path / "FACTORY" / "airflow" / "airflow.cfg"] == 10001
+    private = [p for name in shares for p in (tmp_path / name).rglob("*") if p.is_file() and not p.is_symlink()]
+    assert {stat.S_IMODE(p.stat().st_mode) for p in private} == {0o600}
 
 
 def test_secrets_do_not_show_their_values(settings: Settings) -> None:
@@ -144,7 +182,7 @@ def test_the_world_gets_no_secret_of_the_factory(settings: Settings) -> None:
     for program in world.prepare(settings, values):
         text = " ".join([*program.command, *program.environment.values()])
         hidden = [k for k in values if k.startswith(("PLANT_", "AIF_S3_ACCESS", "AIF_S3_SECRET", "AIF_LEDGER"))]
-        assert len(hidden) == 14
+        assert len(hidden) == 16
         assert not [name for name in hidden if values[name] in text]
         assert load_settings(Path(program.environment["AIF_HOME"])).s3_access_key == ""
 
