@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from tests.checkpoint_rules import PREFIX, checkpoints
+from tests.memory_store import MemoryStore
 from tests.model_rows import CATEGORICAL, NUMERIC, TARGET, days_of
 
 from aifactory.errors import SpecError, TrainingDefect
@@ -18,9 +19,11 @@ from aifactory.evaluation import roc_auc
 from aifactory.packaging import OUTPUT, TOLERANCE, feeds, open_session
 from aifactory.reasons import ReasonCode
 from aifactory.recipes import RECIPES, check_parameters, load_recipe
-from aifactory.recipes.base import FolderPlace, TrainingFrame
+from aifactory.recipes.base import Stopped, TrainingFrame
 from aifactory.settings import REPOSITORY
+from aifactory.training.checkpoints import StoreCheckpoints
 from aifactory.training.run import worn
+from aifactory.training.stop import StopSignal
 
 QUICK: dict[str, dict[str, Any]] = {
     "gradient_boosting": {"num_trees": 25},
@@ -111,47 +114,69 @@ class Interrupted(Exception):
     pass
 
 
-def test_a_resumed_training_gives_the_same_loss_curve(tmp_path: Path) -> None:
-    rows = frame("2013-01-25")
-    whole: dict[int, float] = {}
-    broken: dict[int, float] = {}
-
-    def note(step: int, _: int, values: Any) -> None:
-        whole[step] = values["train_loss"]
+@pytest.mark.parametrize("broken_at", [1, 9, 10, 13, 29])
+def test_a_resumed_training_gives_the_same_loss_curve(broken_at: int) -> None:
+    rows, store = frame("2013-01-25"), MemoryStore()
+    whole, pieces, steps = {}, {}, []  # type: ignore[var-annotated]
 
     def note_until_it_breaks(step: int, _: int, values: Any) -> None:
-        broken[step] = values["train_loss"]
-        if step == 13 and not resumed:
+        if step == broken_at:
             raise Interrupted
+        pieces[step] = values["train_loss"]
 
-    uninterrupted = fit("tabular_mlp", rows, progress=note)
-    resumed = False
-    place = FolderPlace(tmp_path)
+    uninterrupted = fit("tabular_mlp", rows, progress=lambda s, _, v: whole.setdefault(s, v["train_loss"]))
+    first = checkpoints(store)
     with pytest.raises(Interrupted):
-        fit("tabular_mlp", rows, progress=note_until_it_breaks, checkpoints=place)
-    steps_before = len(broken)
-    assert place.read() is not None
-    resumed = True
-    broken = {k: v for k, v in broken.items() if k <= 10}  # the checkpoint is after step 10
-    again: list[int] = []
-    model = fit(
-        "tabular_mlp",
-        rows,
-        checkpoints=place,
-        progress=lambda s, n, v: (again.append(s), note_until_it_breaks(s, n, v))[0],
-    )
-    assert again[0] == 11, "it went on from the checkpoint, not from the start"
-    assert steps_before == 13
-    assert broken == whole
+        fit("tabular_mlp", rows, progress=note_until_it_breaks, checkpoints=eager(first))
+    first.flush(10)
+
+    def note(step: int, _: int, values: Any) -> None:
+        steps.append(step)
+        pieces[step] = values["train_loss"]
+
+    model = fit("tabular_mlp", rows, progress=note, checkpoints=checkpoints(store))
+    assert steps[0] == (broken_at - 1) // 10 * 10 + 1, "it went on from the newest checkpoint, not from the start"
+    assert pieces == whole
     assert model.to_safetensors() == uninterrupted.to_safetensors()
 
 
-def test_a_checkpoint_of_another_training_is_not_taken_up(tmp_path: Path) -> None:
-    place = FolderPlace(tmp_path)
+def test_a_training_that_is_asked_to_stop_saves_at_once_and_loses_no_step() -> None:
+    rows, store, stop = frame("2013-01-25"), MemoryStore(), StopSignal()
+    told: list[int] = []
+
+    def ask(step: int, _: int, __: Any) -> None:
+        told.append(step)
+        stop.requested = step == 13
+
+    with pytest.raises(Stopped):
+        fit("tabular_mlp", rows, progress=ask, checkpoints=StoreCheckpoints(store, PREFIX, stop))  # type: ignore[arg-type]
+    assert told[-1] == 13
+    fit("tabular_mlp", rows, progress=ask, checkpoints=checkpoints(store))
+    assert told[13] == 14
+
+
+def test_a_checkpoint_of_another_training_is_not_taken_up() -> None:
+    store = MemoryStore()
+    place = eager(checkpoints(store))
     fit("tabular_mlp", frame("2013-01-25"), checkpoints=place)
-    assert place.read() is not None
+    place.flush(10)
+    assert store.objects
     other = frame("2013-01-24")
-    assert fit("tabular_mlp", other, checkpoints=place).to_onnx() == fit("tabular_mlp", other).to_onnx()
+    resumed = fit("tabular_mlp", other, checkpoints=checkpoints(store))
+    assert resumed.to_onnx() == fit("tabular_mlp", other).to_onnx()
+
+
+def eager(place: StoreCheckpoints) -> StoreCheckpoints:
+    """Writes every checkpoint that is due by steps, whatever it costs, before the training goes on."""
+    save = place.save
+
+    def save_and_wait(step: int, encode: Any, snapshot_s: float = 0.0) -> None:
+        save(step, encode, snapshot_s)
+        place.flush(10)
+        place._cost_s = 0.0
+
+    place.save = save_and_wait  # type: ignore[method-assign]
+    return place
 
 
 def test_a_warm_start_goes_on_from_the_champion() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,35 +92,40 @@ class Fitted(Protocol):
         ...
 
 
-class CheckpointPlace(Protocol):
-    """Where a recipe keeps the one newest checkpoint of a training."""
+class Stopped(SystemExit):
+    """The program was asked to stop, and does: exit code 143, as if SIGTERM had ended it."""
 
-    def read(self) -> bytes | None:
-        """The checkpoint, or None where there is none."""
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+class Checkpoints(Protocol):
+    """Where a recipe keeps what resuming needs, and how it hears that it is to stop."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether to save and stop, now."""
         ...
 
-    def write(self, checkpoint: bytes) -> None:
-        """Replace the checkpoint atomically."""
+    def attended(self) -> AbstractContextManager[None]:
+        """Within, the recipe looks at `stopping` after every step; outside, SIGTERM ends the program at once."""
         ...
 
+    def due(self, step: int, every: int) -> bool:
+        """Whether it is time for a checkpoint, `step` steps being done and `every` the wanted number between two."""
+        ...
 
-@dataclass(frozen=True)
-class FolderPlace:
-    """A checkpoint in a folder of this machine."""
+    def save(self, step: int, encode: Callable[[], bytes], snapshot_s: float = 0.0) -> None:
+        """Write a checkpoint while the training goes on; `encode` is called in another thread."""
+        ...
 
-    folder: Path
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until what was saved is written; whether it is."""
+        ...
 
-    def read(self) -> bytes | None:
-        """The checkpoint, or None where there is none."""
-        path = self.folder / "checkpoint.safetensors"
-        return path.read_bytes() if path.exists() else None
-
-    def write(self, checkpoint: bytes) -> None:
-        """Replace the checkpoint by a rename, which is atomic."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / "checkpoint.partial"
-        partial.write_bytes(checkpoint)
-        partial.replace(self.folder / "checkpoint.safetensors")
+    def candidates(self) -> Iterator[tuple[int, bytes]]:
+        """Steps and content of every checkpoint that is whole, newest first."""
+        ...
 
 
 class Recipe(Protocol):
@@ -136,7 +142,7 @@ class Recipe(Protocol):
         threads: int,
         warm_start: bytes | None = None,
         progress: Progress = lambda step, steps, metrics: None,
-        checkpoints: CheckpointPlace | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> Fitted:
         """Learn from the frame.
 

@@ -2,6 +2,9 @@
 
 Categories are numbered by their share of positives, so that one split of a tree can part the late from the
 punctual. Rare ones count as unknown, so that the trees learn what to do with a category that they have not seen.
+
+Training takes seconds and keeps no checkpoints: scikit-learn's trees cannot be written in the middle but by pickle.
+SIGTERM ends it at once, and the next try starts anew.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from aifactory.errors import TrainingDefect
 from aifactory.reasons import ReasonCode
-from aifactory.recipes.base import CheckpointPlace, Parameters, Progress, TrainingFrame, codes, matrix
+from aifactory.recipes.base import Checkpoints, Parameters, Progress, TrainingFrame, codes, matrix
 from aifactory.recipes.graph import Graph
 
 _SMOOTHING_ROWS = 20.0
@@ -84,7 +87,7 @@ class GradientBoosting:
         threads: int,
         warm_start: bytes | None = None,
         progress: Progress = lambda step, steps, metrics: None,
-        checkpoints: CheckpointPlace | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> FittedTrees:
         """Number the categories, then grow the trees; the training loss is reported meanwhile."""
         labels = frame.labels

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,12 +29,14 @@ from torch import nn
 
 from aifactory.errors import TrainingDefect
 from aifactory.reasons import ReasonCode
-from aifactory.recipes.base import CheckpointPlace, Parameters, Progress, TrainingFrame, codes, matrix
+from aifactory.recipes.base import Checkpoints, Parameters, Progress, Stopped, TrainingFrame, codes, matrix
 from aifactory.recipes.graph import Graph
 
 log = logging.getLogger(__name__)
 
 FORMAT = "tabular_mlp/1"
+_LAST_SAVE_S = 20.0
+"""How long a training that is asked to stop waits for its checkpoint, s: less than a pod's grace."""
 
 
 class TabularMlpParameters(Parameters):
@@ -172,7 +175,7 @@ class TabularMlp:
         threads: int,
         warm_start: bytes | None = None,
         progress: Progress = lambda step, steps, metrics: None,
-        checkpoints: CheckpointPlace | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> FittedMlp:
         """Train; where there is a checkpoint of this very training, go on from it."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -189,8 +192,12 @@ class TabularMlp:
                 torch.from_numpy(frame.labels).to(device),
             )
             training = _fingerprint(frame, prepared, params, seed, warm_start)
-            keeper = Keeper(checkpoints, training) if checkpoints else None
-            train_loop(network.to(device), data, params, seed, progress, keeper)
+            if checkpoints is None:
+                train_loop(network.to(device), data, params, seed, progress)
+            else:
+                with checkpoints.attended():
+                    keeper = Keeper(checkpoints, training, params.checkpoint_every)
+                    train_loop(network.to(device), data, params, seed, progress, keeper)
         return FittedMlp(network.cpu(), prepared, params)
 
 
@@ -219,9 +226,10 @@ def train_loop(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
     )
-    start = keeper.resume(network, optimizer) if keeper else 0
+    start = keeper.resume(network, optimizer, num_steps) if keeper else 0
     network.train()
     order = torch.empty(0)
+    told_at, told_step = time.perf_counter(), start
     for step in range(start, num_steps):
         epoch, batch = divmod(step, steps_per_epoch)
         if batch == 0 or step == start:  # the order is a function of seed and epoch: the position is all to resume
@@ -251,9 +259,12 @@ def train_loop(
 
         done = step + 1
         if done % params.report_every == 0 or done == num_steps:
-            progress(done, num_steps, {"train_loss": value, "learning_rate": rate})
-        if keeper and done % params.checkpoint_every == 0 and done < num_steps:
-            keeper.keep(done, network, optimizer)
+            now = time.perf_counter()
+            speed = (done - told_step) * params.batch_rows / max(now - told_at, 1e-9)
+            progress(done, num_steps, {"train_loss": value, "learning_rate": rate, "rows_per_s": speed})
+            told_at, told_step = now, done
+        if keeper and done < num_steps:
+            keeper.after_step(done, network, optimizer)  # a look at a flag and at the clock, seldom a copy of tensors
 
 
 def learning_rate(step: int, num_steps: int, params: TabularMlpParameters) -> float:
@@ -265,41 +276,70 @@ def learning_rate(step: int, num_steps: int, params: TabularMlpParameters) -> fl
 
 
 class Keeper:
-    """Checkpoints of one training: weights, optimizer, position and random state in one safetensors file."""
+    """What this network's training needs to go on: weights, optimizer, position and random state.
 
-    def __init__(self, place: CheckpointPlace, training: str) -> None:
-        self._place = place
+    The learning rate and the order of the rows follow from the step. Snapshots are copied in the loop, which costs
+    milliseconds; the rest is done beside it.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, training: str, every: int) -> None:
+        self._checkpoints = checkpoints
         self._training = training
+        self._every = every
 
-    def keep(self, step: int, network: Any, optimizer: Any) -> None:
-        """Replace the checkpoint; `step` steps are done. The learning rate and the order follow from the step."""
-        tensors = {f"model.{name}": t.detach() for name, t in network.state_dict().items()}
-        for i, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{name}": t.detach() for name, t in state.items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
-        self._place.write(_save(tensors, {"training": self._training, "step": step}))
+    def after_step(self, step: int, network: Any, optimizer: Any) -> None:
+        """Keep a checkpoint where it is time for one; `step` steps are done.
 
-    def resume(self, network: Any, optimizer: Any) -> int:
-        """Take up the checkpoint of this very training; the number of steps that are done, 0 without one."""
-        kept = self._place.read()
-        if kept is None or metadata(kept).get("training") != self._training:
-            return 0
-        tensors = load_tensors(kept)
-        network.load_state_dict({k[6:]: t for k, t in tensors.items() if k.startswith("model.")})
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optimizer."):
-                _, i, name = key.split(".", 2)
-                state.setdefault(int(i), {})[name] = tensor
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        torch.set_rng_state(tensors["rng.cpu"])
-        if "rng.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
-        step = int(metadata(kept)["step"])
-        log.info("going on from the checkpoint after step %d", step)
-        return step
+        Raises:
+            Stopped: the training was asked to stop, and its checkpoint is kept.
+        """
+        stopping = self._checkpoints.stopping
+        if not stopping and not self._checkpoints.due(step, self._every):
+            return
+        began = time.perf_counter()
+        tensors, about = _snapshot(network, optimizer), {"training": self._training, "step": step}
+        self._checkpoints.save(step, lambda: _save(tensors, about), time.perf_counter() - began)
+        if stopping:
+            written = self._checkpoints.flush(_LAST_SAVE_S)
+            log.info("asked to stop after step %d, its checkpoint is %s", step, "kept" if written else "not written")
+            raise Stopped
+
+    def resume(self, network: Any, optimizer: Any, num_steps: int) -> int:
+        """Take up the newest checkpoint of this very training; the number of steps that are done, 0 without one."""
+        for step, kept in self._checkpoints.candidates():
+            if metadata(kept).get("training") != self._training:
+                log.warning("the checkpoint after step %d is of another training: passed over", step)
+                continue
+            _restore(load_tensors(kept), network, optimizer)
+            log.info("going on after step %d of %d, from a checkpoint", step, num_steps)
+            return step
+        return 0
+
+
+def _snapshot(network: Any, optimizer: Any) -> dict[str, torch.Tensor]:
+    """A copy of all that changes, on the CPU."""
+    tensors = {f"model.{name}": t for name, t in network.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": t for name, t in state.items()}
+    copied = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+    copied["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        copied["rng.cuda"] = torch.cuda.get_rng_state()
+    return copied
+
+
+def _restore(tensors: Mapping[str, torch.Tensor], network: Any, optimizer: Any) -> None:
+    """Put a snapshot back."""
+    network.load_state_dict({k[6:]: t for k, t in tensors.items() if k.startswith("model.")})
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, i, name = key.split(".", 2)
+            state.setdefault(int(i), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
 
 
 @contextmanager

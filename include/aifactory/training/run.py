@@ -14,7 +14,6 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,8 +40,9 @@ from aifactory.reasons import ReasonCode
 from aifactory.recipes import check_parameters, load_recipe
 from aifactory.recipes.base import Fitted, TrainingFrame
 from aifactory.settings import REPOSITORY
-from aifactory.store import Store
-from aifactory.training import profile
+from aifactory.training import outcome, profile
+from aifactory.training.checkpoints import StoreCheckpoints
+from aifactory.training.stop import StopSignal
 from aifactory.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -62,28 +62,38 @@ def candidate_prefix(line: str, order_id: str, phase: str) -> str:
     return f"candidates/{line}/{order_id}/{phase}"
 
 
-@dataclass(frozen=True)
-class StorePlace:
-    """The checkpoint of one order and phase in S3, so that another machine can go on from it."""
-
-    store: Store
-    key: str
-
-    def read(self) -> bytes | None:
-        """The checkpoint, or None where there is none."""
-        return self.store.get(self.key) if self.store.head(self.key) else None
-
-    def write(self, checkpoint: bytes) -> None:
-        """Replace the checkpoint; one put is atomic."""
-        self.store.put(self.key, checkpoint)
+def result_key(line: str, order_id: str, phase: str) -> str:
+    """Key of what a phase has made; there when all of it is. See `outcome`."""
+    return f"{candidate_prefix(line, order_id, phase)}.result.json"
 
 
-def run(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str) -> dict[str, Any]:
-    """Carry out one phase of an order.
+def failure_key(line: str, order_id: str, phase: str) -> str:
+    """Key of why the newest attempt at a phase failed. See `outcome`."""
+    return f"{candidate_prefix(line, order_id, phase)}.failure.json"
+
+
+def run(
+    f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str, stop: StopSignal | None = None
+) -> dict[str, Any]:
+    """Carry out one phase of an order, and say in S3 what was made.
+
+    Args:
+        f: the open factory; of its stores, S3 alone.
+        spec: the line.
+        order: the training order.
+        phase: "challenger" or "refit".
+        stop: how the program hears that it is to stop.
 
     Returns:
         {"order_id", "phase", "package", "num_rows", "seconds", "run_id", "mlflow_url", "reused"}
     """
+    made = _make(f, spec, order, phase, stop or StopSignal())
+    outcome.succeeded(f.store, result_key(spec.line, order["order_id"], phase), made)
+    return made
+
+
+def _make(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str, stop: StopSignal) -> dict[str, Any]:
+    """The package of a phase: the one that is there, or a new one."""
     prefix = candidate_prefix(spec.line, order["order_id"], phase)
     tracker = Tracker(f.settings, spec.line, order["order_id"], phase)
     made = {"order_id": order["order_id"], "phase": phase, "package": prefix, "run_id": tracker.run_id}
@@ -98,7 +108,7 @@ def run(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str) -> dic
     )
     began = time.perf_counter()
     try:
-        manifest = _train(f, spec, order, phase, tracker)
+        manifest = _train(f, spec, order, phase, tracker, stop)
     except BaseException as error:
         _end_failed(tracker, error)
         raise
@@ -109,7 +119,9 @@ def run(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str) -> dic
     return made | {"num_rows": manifest["num_rows"], "seconds": seconds, "mlflow_url": tracker.url, "reused": False}
 
 
-def _train(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str, tracker: Tracker) -> dict[str, Any]:
+def _train(
+    f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str, tracker: Tracker, stop: StopSignal
+) -> dict[str, Any]:
     """Read, fit, export, prove, write: the way of a model, top to bottom."""
     learned, held_out = _read(f, spec, order, phase)
     frame = TrainingFrame.of(learned, order["categorical"], order["numeric"], spec.model.target)
@@ -119,7 +131,7 @@ def _train(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str, tra
         log.info("step %d/%d %s", step, steps, " ".join(f"{k}={v:.5g}" for k, v in values.items()))
         tracker.progress(step, values)
 
-    checkpoint = f"{candidate_prefix(spec.line, order['order_id'], phase)}.checkpoint"
+    checkpoints = StoreCheckpoints(f.store, candidate_prefix(spec.line, order["order_id"], phase), stop)
     fitted = load_recipe(order["recipe"]).fit(
         frame,
         check_parameters(order["recipe"], order["parameters"]),
@@ -127,7 +139,7 @@ def _train(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str, tra
         threads=f.settings.threads,
         warm_start=_champion_weights(f, order),
         progress=progress,
-        checkpoints=StorePlace(f.store, checkpoint),
+        checkpoints=checkpoints,
     )
     onnx = fitted.to_onnx()
     rows = golden(_golden_rows(held_out), order["categorical"], order["numeric"])
@@ -139,7 +151,7 @@ def _train(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str, tra
     whole = write_package(
         f.store, candidate_prefix(spec.line, order["order_id"], phase), manifest, onnx, fitted.to_safetensors()
     )
-    f.store.delete(checkpoint)
+    checkpoints.clear()
     return whole
 
 
