@@ -278,18 +278,47 @@ class DatasetRepository:
                 have different types for one column.
         """
         partitions = self.version(revision).partitions
+        return self._read({day: each.md5 for day, each in partitions.items()}, revision, days, columns)
+
+    def read_content(
+        self, dir_md5: str, days: Sequence[str] | None = None, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """The same rows by the content's name instead of the revision's: for programs that reach S3 and no git.
+
+        Args:
+            dir_md5: MD5 of the DVC manifest, as a version and a training order name it.
+            days: see `read`.
+            columns: see `read`.
+
+        Raises:
+            DatasetDefect: see `read`.
+        """
+        body = self._download(f"{dir_md5}.dir", cached=False)
+        try:
+            listed = {entry["relpath"]: str(entry["md5"]) for entry in json.loads(body)}
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetDefect(
+                ReasonCode.DATASET_CORRUPT, f"manifest {dir_md5} of {self.line} is not DVC's ({error!r})"
+            ) from error
+        partitions = {path.removeprefix("date=").removesuffix(".parquet"): md5 for path, md5 in listed.items()}
+        return self._read(partitions, dir_md5, days, columns)
+
+    def _read(
+        self, partitions: Mapping[str, str], name: str, days: Sequence[str] | None, columns: Sequence[str] | None
+    ) -> pa.Table:
+        """The rows of partitions, given as MD5 by day; `name` is what messages call them by."""
         wanted = sorted(partitions if days is None else set(days))
         missing = [day for day in wanted if day not in partitions]
         if missing or not wanted:
             raise DatasetDefect(
                 ReasonCode.DATASET_TOO_SMALL,
-                f"{self.line} {revision[:12]} has no partition {', '.join(missing[:5]) or '(none was asked for)'}; "
+                f"{self.line} {name[:12]} has no partition {', '.join(missing[:5]) or '(none was asked for)'}; "
                 f"it holds {len(partitions)}, the newest is {max(partitions)}",
             )
         with ThreadPoolExecutor(min(_CONNECTIONS, len(wanted))) as pool:
             tables = list(pool.map(lambda day: self._read_partition(partitions[day], columns), wanted))
         self._cache.prune()
-        return self._join(tables, columns, revision)
+        return self._join(tables, columns, name)
 
     def _join(self, tables: Sequence[pa.Table], columns: Sequence[str] | None, revision: str) -> pa.Table:
         """One table of all; columns in the order that was asked for."""
@@ -311,23 +340,25 @@ class DatasetRepository:
             )
         return joined.select(list(columns))
 
-    def _read_partition(self, partition: Partition, columns: Sequence[str] | None) -> pa.Table:
+    def _read_partition(self, md5: str, columns: Sequence[str] | None) -> pa.Table:
         import pyarrow.parquet as pq
 
-        body = self._cache.get(partition.md5) or self._download(partition.md5)
+        body = self._cache.get(md5) or self._download(md5)
         return pq.ParquetFile(io.BytesIO(body)).read(columns=list(columns) if columns is not None else None)
 
-    def _download(self, md5: str) -> bytes:
-        uri = self.store.uri(self._object(md5))
+    def _download(self, name: str, *, cached: bool = True) -> bytes:
+        """An object by its hash, checked; DVC adds `.dir` to the name of a manifest."""
+        uri, md5 = self.store.uri(self._object(name)), name.removesuffix(".dir")
         try:
-            body = self.store.get(self._object(md5))
+            body = self.store.get(self._object(name))
         except NotFound as error:
             raise DatasetDefect(
                 ReasonCode.DATASET_CORRUPT, f"{uri} is gone, though a version names it; restore that object"
             ) from error
         if _md5(body) != md5:
             raise DatasetDefect(ReasonCode.DATASET_CORRUPT, f"{uri} does not match its hash; restore that object")
-        self._cache.put(md5, body)
+        if cached:
+            self._cache.put(md5, body)
         return body
 
     def _find(self, revision: str) -> DatasetVersion | None:

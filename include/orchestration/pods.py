@@ -131,6 +131,7 @@ def _environment(settings: Settings, shape: Shape) -> dict[str, str]:
         "AIF_S3_REGION": settings.s3_region,
         "AIF_FACTORY_BUCKET": settings.factory_bucket,
         "AIF_MLFLOW_URI": settings.pod_mlflow_url,
+        "AIF_MLFLOW_PUBLIC_URI": settings.mlflow_ui_url,
         "AIF_MEMORY_LIMIT_GB": f"{shape.memory_gb / 2:g}",
         "AIF_THREADS": threads,
         "AIF_TRIAL": settings.trial,

@@ -19,10 +19,9 @@ EVICTION = "policy/v1beta1"  # the body's version; clusters from 1.22 on take it
 pytestmark = [pytest.mark.kubernetes, pytest.mark.integration, pytest.mark.timeout(900)]
 
 
-def test_a_night_from_landing_to_champion_with_its_training_in_a_pod(lab: Lab):
-    lab.demo.make_first_champion(time.time())
-    champion = lab.factory.registry(lab.spec).champion()
-    assert champion is not None
+def test_a_first_model_is_made_in_pods(lab: Lab):
+    lab.hold_releases(True)
+    lab.take_in_the_history()
     [run] = lab.api.runs(f"{LINE}.train")
     made: dict[str, Any] = lab.api.xcom(f"{LINE}.train", run.run_id, "train_challenger")
     assert made["pod"].startswith("flight-delay-train-challenger")
@@ -30,6 +29,7 @@ def test_a_night_from_landing_to_champion_with_its_training_in_a_pod(lab: Lab):
     assert made["work_s"] > 0
     [log] = lab.tries(run.run_id, "train_challenger")
     assert "step 120/120" in log, "the pod's own progress is in the task's log"
+    assert "AIF_" not in log
     assert lab.pods() == []
 
 
@@ -162,3 +162,16 @@ def test_an_orphan_is_found_removed_and_reported(lab: Lab):
     [event] = [e for e in lab.factory.ledger.events(line=LINE) if e.unit == "orphan"]
     assert event.reason is ReasonCode.ORPHAN_REMOVED
     lab.core.delete_namespaced_pod("somebody-elses", NAMESPACE, grace_period_seconds=0)
+
+
+def test_the_model_goes_into_service_and_a_night_is_scored_with_it(lab: Lab):
+    lab.hold_releases(False)
+    registry = lab.factory.registry(lab.spec)
+    champion = lab.wait("a champion", registry.champion, 120)
+    lab.demo._come_to_rest()
+    day = lab.demo.world.nights(8)[0]
+    lab.demo.play(day)
+    scored = [e for e in lab.factory.ledger.events(line=LINE, station="score") if e.partition == day]
+    assert scored
+    assert champion.version
+    assert lab.pods() == []

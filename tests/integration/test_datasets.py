@@ -365,3 +365,21 @@ def test_a_repository_that_is_a_url_works_alike(factory: Factory, tmp_path: Path
     assert repository.version("v000001") == first
     assert repository.read(second.revision).num_rows == 6
     assert [c.revision for c in repository.log()] == [second.revision, first.revision]
+
+
+# --- without git
+def test_a_program_that_reaches_no_git_reads_the_same_rows(repository: DatasetRepository) -> None:
+    version = repository.commit({"2026-03-01": body("2026-03-01", 5), "2026-03-02": body("2026-03-02")}, "two days")
+    elsewhere = DatasetRepository(
+        repository.settings.model_copy(update={"dataset_git_root": "/nowhere"}), repository.line, repository.store
+    )
+    assert elsewhere.read_content(version.dir_md5).equals(repository.read(version.revision))
+    assert elsewhere.read_content(version.dir_md5, ["2026-03-02"], ["value"]).num_rows == 3
+    with pytest.raises(DatasetDefect, match="has no partition 2026-03-09"):
+        elsewhere.read_content(version.dir_md5, ["2026-03-09"])
+    with pytest.raises(DatasetDefect, match="is gone"):
+        elsewhere.read_content("0" * 32)
+    key = f"{object_of(repository, version.dir_md5)}.dir"
+    repository.store.put(key, repository.store.get(key).replace(b"03-02", b"03-03"))
+    with pytest.raises(DatasetDefect, match="does not match its hash"):
+        elsewhere.read_content(version.dir_md5)

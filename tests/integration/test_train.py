@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pytest
 from pydantic import SecretStr
 from tests.model_rows import NUMERIC, days_of, flights, small_line
+from tests.training_lines import REQUEST, children, command_line, commit, shipped
 
 from aifactory.errors import DatasetDefect, InfrastructureFault, PackageDefect, SpecError, TrainingDefect
 from aifactory.evaluation import roc_auc
@@ -26,42 +27,17 @@ from aifactory.line import LineSpec
 from aifactory.packaging import load_package
 from aifactory.reasons import ReasonCode
 from aifactory.stages import train
-from aifactory.store import parquet_bytes
 from aifactory.training.launch import environment, launch
 from aifactory.training.run import candidate_prefix
 from aifactory.training.tracking import Tracker
 
 pytestmark = pytest.mark.integration
 
-REQUEST = {"reason": "FIRST_MODEL", "signal": "test/1"}
-
-
-def commit(f: Factory, spec: LineSpec, first: str, last: str) -> Any:
-    table = days_of(first, last)
-    parts = {
-        day: parquet_bytes(table.filter(pc.equal(table["date"], day))) for day in sorted(set(table["date"].to_pylist()))
-    }
-    datasets = f.datasets(spec)
-    datasets.init()
-    return datasets.commit(parts, f"{first} to {last}")
-
 
 @pytest.fixture
 def line(factory_mlflow: Factory, tmp_path: Path) -> LineSpec:
     """The small line, with 45 days in its dataset, as the training process finds it too."""
     return shipped(factory_mlflow, tmp_path, small_line())
-
-
-def shipped(f: Factory, tmp_path: Path, spec: LineSpec) -> LineSpec:
-    """Write the line where the program will look for it."""
-    import json
-
-    folder = tmp_path / "lines" / spec.line
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "line.yaml").write_text(json.dumps(spec.model_dump(mode="json")))  # JSON is YAML
-    object.__setattr__(f, "settings", f.settings.model_copy(update={"lines_dir": tmp_path / "lines"}))
-    commit(f, spec, "2013-01-01", "2013-02-14")
-    return spec
 
 
 def whole(f: Factory, spec: LineSpec, **request: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -246,21 +222,6 @@ def when_training(act: Callable[[], None]) -> Callable[[str], None]:
             act()
 
     return on_line
-
-
-def children() -> list[int]:
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False
-    )
-    pids = [int(pid) for pid in found.stdout.split()]
-    return [pid for pid in pids if "aifactory.training" in command_line(pid)]
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:  # it has ended; `ps` itself is such a child
-        return ""
 
 
 def test_a_stopped_training_ends_cleanly(factory_mlflow: Factory, tmp_path: Path) -> None:

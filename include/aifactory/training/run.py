@@ -102,6 +102,7 @@ def _make(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str, stop
         log.info("%s is there already: training is not repeated", f.store.uri(prefix))
         tracker.end("FINISHED")  # the process may have ended between the package and the end of its run
         return made | {"num_rows": manifest["num_rows"], "seconds": 0.0, "mlflow_url": tracker.url, "reused": True}
+    f.store.delete(result_key(spec.line, order["order_id"], phase))  # of a package that somebody removed
     tracker.begin(
         {name: order[name] for name in ("recipe", "seed", "drop_features")} | order["parameters"],
         _tags(spec, order, f.settings.trial),
@@ -200,8 +201,8 @@ def _read(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str) -> t
     """The rows to learn from, and the held-out ones with an outcome (which a refit learns too)."""
     columns = [*order["categorical"], *order["numeric"], spec.model.target]
     datasets = f.datasets(spec)
-    learned = datasets.read(order["revision"], order["days"][phase], columns)
-    held_out = datasets.read(order["revision"], order["days"]["holdout"], columns)
+    learned = datasets.read_content(order["dir_md5"], order["days"][phase], columns)
+    held_out = datasets.read_content(order["dir_md5"], order["days"]["holdout"], columns)
     return learned, held_out.filter(pc.is_valid(held_out[spec.model.target]))
 
 
