@@ -63,6 +63,8 @@ class StoreCheckpoints:
         self._cost_s = 0.0
         self.lost_s = 0.0
         """Seconds that the step loop stood still for checkpoints."""
+        self.num_saved = 0
+        """Checkpoints that were asked for."""
 
     @property
     def stopping(self) -> bool:
@@ -89,6 +91,7 @@ class StoreCheckpoints:
             snapshot_s: seconds that the loop stood still for it.
         """
         self.lost_s += snapshot_s
+        self.num_saved += 1
         self._saved_at, self._saved_step = time.monotonic(), step
         with self._changed:
             self._cost_s = max(snapshot_s, self._cost_s if self._busy else 0.0)
