@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MIN_AGE = timedelta(minutes=2)
+MIN_AGE = timedelta(minutes=1)
 """Younger pods are left alone: the task that made one may not be on record yet."""
 _OVER = frozenset({"success", "failed", "skipped", "removed", "upstream_failed"})
 

@@ -33,7 +33,7 @@ from plant.demo import Demo
 LINE = "flight_delay"
 COMPUTE = "{cpus: 1, memory_gb: 1.5, scratch_gb: 1, gpus: 0, timeout_minutes: 20, queue_minutes: 1, start_minutes: 1}"
 CHECKPOINT_EVERY, REPORT_EVERY = 100, 20
-SLOW = f"{{epochs: 16, batch_rows: 256, checkpoint_every: {CHECKPOINT_EVERY}, report_every: {REPORT_EVERY}}}"
+SLOW = f"{{epochs: 10, batch_rows: 256, checkpoint_every: {CHECKPOINT_EVERY}, report_every: {REPORT_EVERY}}}"
 NAMESPACE = "ai-factory-test"
 _NEEDED = ("KUBECONFIG", "AIF_TRAINER_IMAGE", "AIF_POD_DOORWAY")
 
