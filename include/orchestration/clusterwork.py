@@ -195,10 +195,16 @@ def _operator(
 
 
 def tidy(cluster: Cluster, task: str, what: str) -> None:
-    """Remove the pods of a task whose work is done: the try that saw to it may not have come so far."""
-    with api_errors(what):
-        for pod in _pods_of(cluster, task):
-            cluster.remove(pod.metadata.name)
+    """Remove the pods of a task whose work is done: the try that saw to it may not have come so far.
+
+    The work is done whether the cluster answers or not; what is left then, the sweeper removes.
+    """
+    try:
+        with api_errors(what):
+            for pod in _pods_of(cluster, task):
+                cluster.remove(pod.metadata.name)
+    except FactoryError as error:
+        log.warning("its pod could not be removed, `sweep` will: %s", error)
 
 
 def _at_work(cluster: Cluster, task: str) -> bool:

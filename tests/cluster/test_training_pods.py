@@ -87,7 +87,8 @@ def test_a_killed_task_finds_its_pod_again(lab: Lab, undisturbed: dict[int, floa
     run = lab.train("task killed")
     pod, _ = lab.in_the_middle()
     [ti] = [t for t in lab.api.task_instances(f"{LINE}.train", run) if t["task_id"] == "train_challenger"]
-    [process] = [p for p in psutil.process_iter(["cmdline"]) if ti["id"] in " ".join(p.info["cmdline"] or [])]
+    title = f"airflow worker -- {ti['id']}"  # the task's own; its supervisor has another
+    [process] = [p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or []).strip() == title]
     process.kill()
     assert lab.ended(run) == "success"
     made = lab.api.xcom(f"{LINE}.train", run, "train_challenger")
