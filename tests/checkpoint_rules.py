@@ -79,6 +79,15 @@ class CheckpointRules:
         assert again.flush(20)
         assert found(store) == [(10, b"another content")]
 
+    def test_after_damaged_ones_an_earlier_step_is_kept_and_they_are_removed(self, store: Any):
+        keep(store, 900, 920)
+        for key in contents(store):
+            store.put(key, b"torn")
+        assert found(store) == []
+        keep(store, 20, 40)
+        assert [step for step, _ in found(store)] == [40, 20]
+        assert len(store.list(f"{PREFIX}.checkpoints/")) == 2 * KEPT
+
     def test_none_is_left_of_a_training_that_is_over(self, store: Any):
         keep(store, 10, 20)
         checkpoints(store).clear()

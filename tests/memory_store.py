@@ -31,6 +31,8 @@ class MemoryStore:
         return ""
 
     def get(self, key: str) -> bytes:
+        if self.away:
+            raise InfrastructureFault(ReasonCode.STORE_UNREACHABLE, f"get {key}: the store is away")
         if key not in self.objects:
             raise NotFound(f"{key} does not exist")
         return self.objects[key]

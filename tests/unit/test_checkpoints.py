@@ -8,9 +8,11 @@ import time
 from typing import Any
 
 import pytest
-from tests.checkpoint_rules import CheckpointRules, checkpoints, found, keep
+from tests.checkpoint_rules import CheckpointRules, checkpoints, contents, found, keep
 from tests.memory_store import MemoryStore
 
+from aifactory.errors import InfrastructureFault
+from aifactory.reasons import ReasonCode
 from aifactory.recipes.base import Stopped
 from aifactory.training.checkpoints import COST_SHARE, StoreCheckpoints
 from aifactory.training.stop import StopSignal
@@ -47,6 +49,39 @@ def test_a_store_that_is_away_costs_a_checkpoint_and_not_the_training(store: Any
     assert [step for step, _ in found(store)] == [20]
 
 
+def test_a_store_that_is_away_when_a_training_is_resumed_is_a_fault_and_no_start_anew(store: Any):
+    keep(store, 10, 20)
+    store.away = True
+    with pytest.raises(InfrastructureFault):
+        found(store)
+
+
+def test_one_object_that_the_store_cannot_give_costs_one_interval(store: Any):
+    keep(store, 10, 20)
+    get, [_, newest] = store.get, contents(store)
+
+    def get_but_one(key: str) -> bytes:
+        if key == newest:
+            raise InfrastructureFault(ReasonCode.STORE_UNREACHABLE, "its volume is broken")
+        return bytes(get(key))
+
+    store.get = get_but_one
+    step, content = next(checkpoints(store).candidates())
+    assert (step, content) == (10, b"content 10" * 10)
+
+
+def test_what_cannot_be_removed_does_not_fail_a_training_that_is_over(store: Any, caplog: pytest.LogCaptureFixture):
+    keep(store, 10)
+
+    def refuse(_: str) -> None:
+        raise InfrastructureFault(ReasonCode.STORE_UNREACHABLE, "away")
+
+    store.delete = refuse
+    with caplog.at_level(logging.WARNING):
+        checkpoints(store).clear()
+    assert "are left under" in caplog.text
+
+
 def test_content_that_cannot_be_made_costs_a_checkpoint_too(store: Any):
     place = checkpoints(store)
     place.save(10, lambda: 1 / 0)  # type: ignore[arg-type, return-value]
@@ -59,13 +94,21 @@ def test_it_is_due_by_steps_but_never_takes_more_than_its_share(store: Any):
     place = checkpoints(store)
     assert not place.due(99, 100)
     assert place.due(100, 100)
-    store.put_s = 0.05
-    place.save(100, lambda: b"x")
+    place.save(100, lambda: b"x", snapshot_s=0.1)
     assert place.flush(10)
     assert not place.due(10_000, 100), "it cost 0.1 s: the next is not before 5 s are over"
     place._saved_at -= 0.11 / COST_SHARE
     assert place.due(10_000, 100)
     assert not place.due(110, 100)
+
+
+def test_a_slow_store_costs_the_loop_nothing_and_does_not_put_off_the_next(store: Any):
+    place = checkpoints(store)
+    store.put_s = 0.5
+    place.save(100, lambda: b"x")
+    assert place.flush(10)
+    place._saved_at -= 5
+    assert place.due(200, 100)
 
 
 def test_it_is_due_after_a_minute_however_few_the_steps(store: Any):
@@ -81,7 +124,9 @@ def test_sigterm_ends_the_program_at_once_but_for_a_loop_that_looks():
     assert caught.value.code == 143
     with stop.attended():
         stop._on_signal(signal.SIGTERM, None)
-        assert stop.requested
+        stop._on_signal(signal.SIGTERM, None)
+        assert stop.requested, "signals of one moment are one: a checkpoint is not lost to the second"
+        stop._asked_at -= 10
         with pytest.raises(Stopped):
             stop._on_signal(signal.SIGTERM, None)
 

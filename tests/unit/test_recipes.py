@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from typing import Any
@@ -138,6 +139,47 @@ def test_a_resumed_training_gives_the_same_loss_curve(broken_at: int) -> None:
     assert steps[0] == (broken_at - 1) // 10 * 10 + 1, "it went on from the newest checkpoint, not from the start"
     assert pieces == whole
     assert model.to_safetensors() == uninterrupted.to_safetensors()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_training_that_is_killed_again_and_again_gives_the_same_model(seed: int) -> None:
+    rows, store, rng = frame("2013-01-25"), MemoryStore(), random.Random(seed)
+    whole: dict[int, float] = {}
+    pieces: dict[int, set[float]] = {}
+    uninterrupted = fit("tabular_mlp", rows, progress=lambda s, _, v: whole.setdefault(s, v["train_loss"]))
+    kills, model = 0, None
+
+    while model is None:
+        lives = rng.randint(11, 16)  # an interval is 10 steps: shorter lives would never get on
+        begun: list[int] = []
+
+        def note(step: int, _: int, values: Any, begun: list[int] = begun, lives: int = lives) -> None:
+            begun.append(step)
+            pieces.setdefault(step, set()).add(values["train_loss"])
+            if len(begun) == lives:
+                raise Interrupted
+
+        place = checkpoints(store)
+        try:
+            model = fit("tabular_mlp", rows, progress=note, checkpoints=eager(place))
+        except Interrupted:
+            kills += 1
+            assert place.flush(10)
+    assert kills >= 2
+    assert pieces == {step: {loss} for step, loss in whole.items()}, "steps that are told again are told alike"
+    assert model.to_safetensors() == uninterrupted.to_safetensors()
+
+
+def test_content_that_is_no_checkpoint_of_the_recipe_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    rows, store = frame("2013-01-20"), MemoryStore()
+    place = checkpoints(store)
+    for step, content in ((10, b"\x02\0\0\0\0\0\0\0{}"), (20, b"not safetensors")):
+        place.save(step, lambda content=content: content)  # type: ignore[misc]
+        assert place.flush(10)
+    model = fit("tabular_mlp", rows, checkpoints=checkpoints(store))
+    assert model.to_safetensors() == fit("tabular_mlp", rows).to_safetensors()
+    assert "not one of this recipe" in caplog.text
+    assert "of another training" in caplog.text
 
 
 def test_a_training_that_is_asked_to_stop_saves_at_once_and_loses_no_step() -> None:

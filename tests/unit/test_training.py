@@ -17,6 +17,7 @@ from aifactory.reasons import ReasonCode
 from aifactory.settings import Settings
 from aifactory.stages.train import is_refresh, split_days
 from aifactory.training.launch import environment, failure
+from aifactory.training.pace import Pace
 from aifactory.training.profile import bin_shares, category_shares, numeric_profile
 from aifactory.training.report import evaluation_page
 
@@ -139,3 +140,12 @@ def test_the_report_escapes_what_people_wrote() -> None:
     assert "<script>" not in page
     assert "Refused" in page
     assert "0.2 &gt; 0.1" in page
+
+
+def test_the_time_to_go_is_by_the_speed_since_it_was_resumed() -> None:
+    now = iter([100.0, 110.0, 130.0, 140.0])
+    pace = Pace(lambda: next(now))
+    assert pace.to_go(500, 1000) == "?"
+    assert pace.to_go(520, 1000) == "0:04:00"
+    assert pace.to_go(560, 1000) == "0:03:40"
+    assert pace.to_go(1000, 1000) == "0:00:00"

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
@@ -307,10 +308,16 @@ class Keeper:
     def resume(self, network: Any, optimizer: Any, num_steps: int) -> int:
         """Take up the newest checkpoint of this very training; the number of steps that are done, 0 without one."""
         for step, kept in self._checkpoints.candidates():
-            if metadata(kept).get("training") != self._training:
+            try:
+                about = metadata(kept)
+                tensors = load_tensors(kept)
+            except (ValueError, SafetensorError) as error:
+                log.warning("the checkpoint after step %d is not one of this recipe (%s): passed over", step, error)
+                continue
+            if (about.get("training"), about.get("step")) != (self._training, step):
                 log.warning("the checkpoint after step %d is of another training: passed over", step)
                 continue
-            _restore(load_tensors(kept), network, optimizer)
+            _restore(tensors, network, optimizer)
             log.info("going on after step %d of %d, from a checkpoint", step, num_steps)
             return step
         return 0
@@ -439,7 +446,7 @@ def _fingerprint(
 ) -> str:
     """Names this very training: a checkpoint of another one is not taken up."""
     digest = hashlib.sha256(frame.labels.tobytes())
-    digest.update(json.dumps([params.model_dump(), vars(prepared), seed], sort_keys=True).encode())
+    digest.update(json.dumps([FORMAT, params.model_dump(), vars(prepared), seed], sort_keys=True).encode())
     digest.update(warm_start or b"")
     return digest.hexdigest()
 

@@ -3,7 +3,8 @@
     challenger   learns everything before the held-out days, and is judged on those
     refit        the blessed recipe again, on the held-out days too: what is released knows the newest days
 
-A package that is already there for the order and phase is taken as it is: training is not repeated.
+A package that is already there for the order and phase is taken as it is: training is not repeated. A training that
+was stopped goes on from its checkpoint in the same MLflow run; the steps since then are told again, with equal losses.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -42,6 +44,7 @@ from aifactory.recipes.base import Fitted, TrainingFrame
 from aifactory.settings import REPOSITORY
 from aifactory.training import outcome, profile
 from aifactory.training.checkpoints import StoreCheckpoints
+from aifactory.training.pace import Pace
 from aifactory.training.stop import StopSignal
 from aifactory.training.tracking import Tracker
 
@@ -100,6 +103,7 @@ def _make(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str, stop
     if package_exists(f.store, prefix):
         manifest = read_manifest(f.store, prefix)
         log.info("%s is there already: training is not repeated", f.store.uri(prefix))
+        StoreCheckpoints(f.store, prefix, stop).clear()
         tracker.end("FINISHED")  # the process may have ended between the package and the end of its run
         return made | {"num_rows": manifest["num_rows"], "seconds": 0.0, "mlflow_url": tracker.url, "reused": True}
     f.store.delete(result_key(spec.line, order["order_id"], phase))  # of a package that somebody removed
@@ -128,8 +132,11 @@ def _train(
     frame = TrainingFrame.of(learned, order["categorical"], order["numeric"], spec.model.target)
     log.info("%s learns %d rows of %d days", phase, frame.num_rows, len(order["days"][phase]))
 
+    pace = Pace()
+
     def progress(step: int, steps: int, values: Mapping[str, float]) -> None:
-        log.info("step %d/%d %s", step, steps, " ".join(f"{k}={v:.5g}" for k, v in values.items()))
+        told = " ".join(f"{k}={v:.5g}" for k, v in values.items())
+        log.info("step %d/%d %s, %s to go", step, steps, told, pace.to_go(step, steps))
         tracker.progress(step, values)
 
     checkpoints = StoreCheckpoints(f.store, candidate_prefix(spec.line, order["order_id"], phase), stop)
@@ -190,6 +197,8 @@ def code_revision() -> str:
 
     An image has no git folder: it is told its commit when it is built.
     """
+    if shutil.which("git") is None:
+        return os.environ.get("AIF_CODE_REVISION", "")
     done = subprocess.run(
         ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
         check=False, capture_output=True, text=True,
