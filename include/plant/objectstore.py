@@ -14,6 +14,14 @@ from plant.supervision import Program, sockets_folder
 
 NAME = "s3"
 
+VOLUMES = 10_000
+"""How many volumes (files that objects are packed into, up to 256 MB each) the store may open.
+
+SeaweedFS opens seven for each bucket and takes none of their space beforehand; left to itself it allows as many as
+would fit the free disk when full, so that a disk of a few free gigabytes refuses the first object of the second bucket
+with InternalError. It goes on refusing writes when less than 1 % of the disk is free.
+"""
+
 
 def prepare(settings: Settings, secrets: Secrets, *, wildcards: bool = False) -> Program:
     """Write who may do what, and say how to run the store.
@@ -114,6 +122,8 @@ def _command(settings: Settings, folder: Path, identities: Path) -> list[str]:
         "master.port": internal(settings, "s3_master"),
         "master.port.grpc": internal(settings, "s3_master_grpc"),
         "master.telemetry": "false",
+        "master.volumeSizeLimitMB": 256,
+        "volume.max": VOLUMES,
         "volume.port": internal(settings, "s3_volume"),
         "volume.port.grpc": internal(settings, "s3_volume_grpc"),
         "volume.preStopSeconds": 0,
