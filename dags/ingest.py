@@ -30,6 +30,7 @@ from typing import Any
 from airflow.sdk import task
 
 from aifactory.line import LineSpec
+from orchestration import compute
 from orchestration.assets import assets_of
 from orchestration.defaults import every_line, stage_dag
 from orchestration.forms import ingest_form
@@ -53,12 +54,16 @@ def ingest(spec: LineSpec) -> None:
             with station(spec, "ingest/") as here:
                 return here.made(stage.gate_raw(here.factory, spec, here.days, here.run))
 
-        @task(doc_md="Computes every unit's features as of its own prediction time, and gates them.")
+        @task(
+            **compute.limits(spec, "build_features"),
+            doc_md="Computes every unit's features as of its own prediction time, and gates them.",
+        )
         def build_features(gated: dict[str, Any]) -> dict[str, Any]:
             from aifactory.stages import ingest as stage
 
             with station(spec, "ingest/") as here:
-                return here.made(stage.build_features(here.factory, spec, gated["days"], here.run))
+                carry_out = compute.elsewhere(here, "build_features")
+                return here.made(stage.build_features(here.factory, spec, gated["days"], here.run, carry_out))
 
         @task(outlets=[dataset], max_active_tis_per_dag=1, doc_md="Commits a dataset version: data first, then git.")
         def commit_dataset(gated: dict[str, Any], built: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any
 from airflow.sdk import task
 
 from aifactory.line import LineSpec
+from orchestration import compute
 from orchestration.assets import assets_of, whenever
 from orchestration.defaults import every_line, stage_dag
 from orchestration.forms import day_form
@@ -42,13 +43,15 @@ def score(spec: LineSpec) -> None:
         @task(
             inlets=[assets.champion],
             outlets=[assets.predictions],
+            **compute.limits(spec, "score"),
             doc_md="Scores what is pending, gates it, writes one partition a day.",
         )
         def score_pending() -> dict[str, Any]:
             from aifactory.stages import score as stage
 
             with station(spec, "score/") as here:
-                scored = here.made(stage.score(here.factory, spec, here.partition, here.run))
+                carry_out = compute.elsewhere(here, "score")
+                scored = here.made(stage.score(here.factory, spec, here.partition, here.run, carry_out))
                 here.emit(assets.predictions, scored)
                 return scored
 

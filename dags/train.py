@@ -52,20 +52,25 @@ def train(spec: LineSpec) -> None:
                 order = here.made(stage.resolve_order(here.factory, spec, here.request(assets.retrain)))
                 return str(order["order_id"])
 
-        @task(**compute.limits(spec), doc_md="Trains on all days but the held-out ones, in a process of its own.")
+        @task(
+            **compute.limits(spec, "train"), doc_md="Trains on all days but the held-out ones, in a process of its own."
+        )
         def train_challenger(order_id: str) -> dict[str, Any]:
             with station(spec, f"train/{order_id}/") as here:
                 return here.made(compute.train(here, order_id, "challenger"))
 
-        @task(doc_md="Challenger against champion on the same newest days. A refusal skips the rest.")
+        @task(
+            **compute.limits(spec, "evaluate"),
+            doc_md="Challenger against champion on the same newest days. A refusal skips the rest.",
+        )
         def evaluate(order_id: str) -> dict[str, Any]:
             from aifactory.stages import train as stage
 
             with station(spec, f"train/{order_id}/") as here:
-                verdict = here.made(stage.evaluate(here.factory, spec, order_id))
+                verdict = here.made(stage.evaluate(here.factory, spec, order_id, compute.elsewhere(here, "evaluate")))
                 return verdict if verdict["passed"] else here.end_here(verdict, refusals(verdict))
 
-        @task(**compute.limits(spec), doc_md="Trains the blessed recipe again, with the newest days too.")
+        @task(**compute.limits(spec, "train"), doc_md="Trains the blessed recipe again, with the newest days too.")
         def refit(order_id: str) -> dict[str, Any]:
             with station(spec, f"train/{order_id}/") as here:
                 return here.made(compute.train(here, order_id, "refit"))

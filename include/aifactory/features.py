@@ -8,9 +8,12 @@ It must give a column `partition_date`, the entity key, the prediction time, the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
+from aifactory.errors import NotFound
+from aifactory.factory import Factory
 from aifactory.gates import connect
 from aifactory.line import LineSpec
 from aifactory.settings import Settings
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 CHUNK_DAYS = 45
 """Days built by one statement: bounds the memory of a long history without costing time."""
+NUM_CONNECTIONS = 8
+"""Objects that are read or written at the same time."""
 
 
 def text(settings: Settings, spec: LineSpec) -> str:
@@ -33,8 +38,34 @@ def needed_days(spec: LineSpec, days: Sequence[str]) -> list[str]:
     return sorted({(date.fromisoformat(d) - timedelta(days=n)).isoformat() for d in days for n in reach})
 
 
+def accepted_key(spec: LineSpec, table: str, day: str) -> str:
+    """Key of the raw rows of one day that passed the raw gate."""
+    return f"accepted/{spec.line}/{table}/date={day}.parquet"
+
+
+def accepted(f: Factory, spec: LineSpec, days: Sequence[str]) -> dict[str, dict[str, pa.Table]]:
+    """The accepted rows of these days, as far as there are any: table -> day -> rows."""
+
+    def one(where: tuple[str, str]) -> tuple[str, str, pa.Table | None]:
+        try:
+            return (*where, f.store.get_table(accepted_key(spec, *where)))
+        except NotFound:
+            return (*where, None)
+
+    found: dict[str, dict[str, pa.Table]] = {name: {} for name in spec.source.tables}
+    with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
+        for name, day, table in pool.map(one, [(n, d) for n in spec.source.tables for d in days]):
+            if table is not None:
+                found[name][day] = table
+    return found
+
+
 def build(
-    settings: Settings, spec: LineSpec, days: Sequence[str], raw: Mapping[str, Mapping[str, pa.Table]]
+    settings: Settings,
+    spec: LineSpec,
+    days: Sequence[str],
+    raw: Mapping[str, Mapping[str, pa.Table]],
+    sql: str | None = None,
 ) -> pa.Table:
     """Build the features of these days.
 
@@ -43,6 +74,7 @@ def build(
         spec: the line.
         days: partition keys to build.
         raw: table -> day -> accepted rows, for `needed_days(spec, days)` as far as they exist.
+        sql: the feature SQL; default the line's own file.
 
     Returns:
         `date`, entity key, prediction time, target (int8), categorical (string) and numeric (float32) features, in
@@ -52,11 +84,12 @@ def build(
 
     ordered = sorted(days)
     chunks = [ordered[n : n + CHUNK_DAYS] for n in range(0, len(ordered), CHUNK_DAYS)]
-    return pa.concat_tables([_build(settings, spec, chunk, raw) for chunk in chunks])
+    query = sql or text(settings, spec)
+    return pa.concat_tables([_build(settings, spec, chunk, raw, query) for chunk in chunks])
 
 
 def _build(
-    settings: Settings, spec: LineSpec, days: Sequence[str], raw: Mapping[str, Mapping[str, pa.Table]]
+    settings: Settings, spec: LineSpec, days: Sequence[str], raw: Mapping[str, Mapping[str, pa.Table]], sql: str
 ) -> pa.Table:
     import pyarrow as pa
 
@@ -69,7 +102,7 @@ def _build(
             parts = [t for day, t in sorted(by_day.items()) if day in wanted]
             con.register(name, pa.concat_tables(parts) if parts else declared.empty_table())
         con.register("calendar", calendar(days))
-        built = con.sql(text(settings, spec)).to_arrow_table()
+        built = con.sql(sql).to_arrow_table()
     return _finish(built, spec)
 
 

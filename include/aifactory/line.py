@@ -185,8 +185,12 @@ class Model(_Spec):
 
 
 class Compute(_Spec):
-    """The shape of a training process, and of the pod that it runs in where a cluster is connected."""
+    """The shape of a training process, and of pods where a cluster is connected."""
 
+    in_pods: list[Literal["build_features", "train", "evaluate", "score"]] = Field(
+        default=["train"],
+        description="What runs in pods of this shape where a cluster is connected; only training gets the GPUs.",
+    )
     cpus: float = Field(2, gt=0, description="CPU cores.")
     memory_gb: float = Field(4, gt=0, description="Memory, GB (10^9 bytes).")
     retry_memory_gb: float | None = Field(

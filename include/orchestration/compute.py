@@ -1,11 +1,13 @@
-"""Where training runs: in a pod where an Airflow connection to a cluster exists, else in a process of this machine.
+"""Where heavy work runs: in a pod where an Airflow connection to a cluster exists, else on this machine.
 
-It is the same program with the same arguments, `python -m aifactory.training`; DAG files do not change.
+Training is a program of its own, `python -m aifactory.training`, in a pod as in a process. What else `compute.in_pods`
+of a line names runs in its task, or in a pod as `python -m aifactory.jobs`. DAG files do not change.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,9 @@ from aifactory.errors import InfrastructureFault, TrainingDefect
 from aifactory.reasons import ReasonCode
 
 if TYPE_CHECKING:
+    from aifactory.jobs import CarryOut
     from aifactory.line import LineSpec
-    from orchestration.clusterwork import Cluster
+    from orchestration.clusterwork import Cluster, PodEnd
     from orchestration.pods import Shape
     from orchestration.station import Station
 
@@ -23,68 +26,171 @@ log = logging.getLogger(__name__)
 _MARGIN = timedelta(minutes=5)
 _LARGER = "larger_shape"
 """Key of the task's state: set once a pod of this task has run out of memory."""
+_STOPPED_FROM_OUTSIDE = {
+    ReasonCode.POD_EVICTED,
+    ReasonCode.POD_PREEMPTED,
+    ReasonCode.POD_DELETED,
+    ReasonCode.NODE_LOST,
+    ReasonCode.PROCESS_KILLED,
+}
 
 
 def train(here: Station, order_id: str, phase: str) -> dict[str, Any]:
     """Carry out one phase of a training order, `challenger` or `refit`; ids and counts come back."""
     from aifactory.stages import train as stage
-    from orchestration.clusterwork import connected_cluster
 
-    cluster = connected_cluster(here.factory.settings.kubernetes_conn_id)
+    cluster = _cluster(here, "train")
     if cluster is None:
         done: dict[str, Any] = stage.train(here.factory, here.spec, order_id, phase, on_start=here.on_kill)
         return done
-    return dict(stage.train(here.factory, here.spec, order_id, phase, program=_Pod(here, cluster)))
+    return dict(stage.train(here.factory, here.spec, order_id, phase, program=_Pods(here, cluster).train))
 
 
-def limits(spec: LineSpec) -> dict[str, Any]:
-    """Arguments of a task that trains: the process is stopped by its own limit first, the task soon after."""
+def elsewhere(here: Station, work: str) -> CarryOut | None:
+    """What has this work done in a pod; None where the task does it itself."""
+    cluster = _cluster(here, work)
+    return _Pods(here, cluster).job if cluster is not None else None
+
+
+def limits(spec: LineSpec, work: str) -> dict[str, Any]:
+    """Arguments of the task of some work: what may run in a pod gets the pod's time, and its waiting.
+
+    A training process is stopped by its own limit first, its task soon after.
+    """
     compute = spec.compute
+    if work not in compute.in_pods and work != "train":
+        return {}
     waiting = timedelta(minutes=compute.queue_minutes + compute.start_minutes)
     return {"execution_timeout": timedelta(minutes=compute.timeout_minutes) + waiting + _MARGIN}
 
 
-class _Pod:
-    """The training program in a pod."""
+def _cluster(here: Station, work: str) -> Cluster | None:
+    from orchestration.clusterwork import connected_cluster
+
+    if work not in here.spec.compute.in_pods:
+        return None
+    return connected_cluster(here.factory.settings.kubernetes_conn_id)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A program of the trainer image, and where in S3 it says what it made.
+
+    Args:
+        what: for messages.
+        program: module that is run.
+        arguments: of the program.
+        result: key of what it made.
+        failure: key of why it failed.
+        order: order and phase of a training, which has checkpoints.
+    """
+
+    what: str
+    program: str
+    arguments: list[str]
+    result: str
+    failure: str
+    order: tuple[str, str] | None = None
+
+
+class _Pods:
+    """Programs of the trainer image in pods."""
 
     def __init__(self, here: Station, cluster: Cluster) -> None:
         self._here = here
         self._cluster = cluster
 
-    def __call__(self, order_id: str, phase: str) -> dict[str, Any]:
+    def train(self, order_id: str, phase: str) -> dict[str, Any]:
+        """The training program."""
         from aifactory.training.run import failure_key, result_key
-        from orchestration import clusterwork
-        from orchestration.pods import Shape, describe, task_label
 
-        here, spec = self._here, self._here.spec
-        store, what = here.factory.store, f"{phase} of order {order_id}"
-        result = result_key(spec.line, order_id, phase)
-        task = {name: str(getattr(here.context["ti"], name)) for name in ("dag_id", "run_id", "task_id")}
-        if store.head(result):
-            log.info("%s is done already, says %s: no pod is made", what, store.uri(result))
-            clusterwork.tidy(self._cluster, task_label(here.factory.settings, task), what)
-            return store.get_json(result) | {"reused": True}
-        larger = bool(self._state.get(_LARGER))
-        shape = Shape.of(spec.compute, larger=larger)
-        manifest = describe(
-            here.factory.settings,
-            spec.compute,
-            shape,
-            ["--line", spec.line, "--order", order_id, "--phase", phase],
-            line=spec.line,
-            task=task,
-        )
-        waits = {"queue_s": int(spec.compute.queue_minutes * 60), "start_s": int(spec.compute.start_minutes * 60)}
-        try:
-            end = clusterwork.run_in_pod(
-                here, self._cluster, manifest, what, failure_key(spec.line, order_id, phase), waits
+        line = self._here.spec.line
+        return self._made(
+            _Work(
+                f"{phase} of order {order_id}",
+                "aifactory.training",
+                ["--line", line, "--order", order_id, "--phase", phase],
+                result_key(line, order_id, phase),
+                failure_key(line, order_id, phase),
+                (order_id, phase),
             )
-        except InfrastructureFault as fault:
-            if fault.reason is ReasonCode.OUT_OF_MEMORY:
-                self._out_of_memory(fault, shape, larger)
-            raise
+        )
+
+    def job(self, job: str) -> dict[str, Any]:
+        """A job that was asked for."""
+        from aifactory.jobs import key
+
+        line = self._here.spec.line
+        return self._made(
+            _Work(
+                f"job {job}",
+                "aifactory.jobs",
+                ["--line", line, "--job", job],
+                key(line, job, ".result.json"),
+                key(line, job, ".failure.json"),
+            )
+        )
+
+    def _made(self, work: _Work) -> dict[str, Any]:
+        """What the program made, now or in an earlier try."""
+        from orchestration import clusterwork
+        from orchestration.pods import task_label
+
+        store = self._here.factory.store
+        if store.head(work.result):
+            log.info("%s is done already, says %s: no pod is made", work.what, store.uri(work.result))
+            label = task_label(self._here.factory.settings, self._task)
+            clusterwork.tidy(self._cluster, label, work.what)
+            made = store.get_json(work.result)
+            return made | {"pod": made["attempt"], "reused": True}
+        end = self._run(work)
         log.info("pod %s: %s", end.name, ", ".join(f"{k}={v:.0f}" for k, v in end.seconds.items()))
-        return store.get_json(result) | end.seconds | {"pod": end.name}
+        return store.get_json(work.result) | end.seconds | {"pod": end.name}
+
+    def _run(self, work: _Work) -> PodEnd:
+        """Run pods until one ends well.
+
+        One that is stopped from outside is followed by another at once if it had come further than the one before:
+        that is no storm, and a long training may be stopped often. All else goes to the task's budgets.
+        """
+        from orchestration import clusterwork
+        from orchestration.pods import Shape, describe
+
+        here, compute = self._here, self._here.spec.compute
+        larger = bool(self._state.get(_LARGER))
+        shape = Shape.of(compute, larger=larger)
+        shape = shape if work.order else replace(shape, gpus=0)  # jobs compute on CPUs
+        manifest = describe(
+            here.factory.settings, compute, shape, work.program, work.arguments, line=here.spec.line, task=self._task
+        )
+        waits = {"queue_s": int(compute.queue_minutes * 60), "start_s": int(compute.start_minutes * 60)}
+        while True:
+            before = self._newest_checkpoint(work)
+            try:
+                return clusterwork.run_in_pod(here, self._cluster, manifest, work.what, work.failure, waits)
+            except InfrastructureFault as fault:
+                if fault.reason is ReasonCode.OUT_OF_MEMORY:
+                    self._out_of_memory(fault, shape, larger)
+                after = self._newest_checkpoint(work)
+                if fault.reason not in _STOPPED_FROM_OUTSIDE or after == before or work.order is None:
+                    raise
+                self._goes_on(work.order, fault, after)
+
+    def _newest_checkpoint(self, work: _Work) -> str:
+        """Names the newest checkpoint of a training; empty where there is none."""
+        from aifactory.training.checkpoints import newest
+        from aifactory.training.run import candidate_prefix
+
+        if work.order is None:
+            return ""
+        return newest(self._here.factory.store, candidate_prefix(self._here.spec.line, *work.order))
+
+    def _goes_on(self, order: tuple[str, str], fault: InfrastructureFault, after: str) -> None:
+        from aifactory.stages.train import stopped
+
+        log.warning("%s: %s. It had saved checkpoint %s: a new pod goes on from there", fault.reason.value,
+                    fault.message, after)  # fmt: skip
+        stopped(self._here.factory, self._here.spec, *order, fault, after)
 
     def _out_of_memory(self, fault: InfrastructureFault, shape: Shape, larger: bool) -> None:
         """Note that the next try gets the larger shape; there is one such try.
@@ -100,6 +206,11 @@ class _Pod:
             "the next try gets %g GB instead of %g GB", self._here.spec.compute.larger_memory_gb, shape.memory_gb
         )
         self._state.set(_LARGER, True)
+
+    @property
+    def _task(self) -> dict[str, str]:
+        """Which task waits."""
+        return {name: str(getattr(self._here.context["ti"], name)) for name in ("dag_id", "run_id", "task_id")}
 
     @property
     def _state(self) -> Any:

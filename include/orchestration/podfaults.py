@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifactory.errors import Defect, FactoryError, InfrastructureFault, TrainingDefect
 from aifactory.reasons import ReasonCode
-from aifactory.training.__main__ import DEFECT, FAULT, STOPPED
+from aifactory.training.outcome import DEFECT, FAULT, STOPPED
 from orchestration.pods import CONTAINER
 
 if TYPE_CHECKING:

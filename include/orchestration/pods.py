@@ -65,6 +65,7 @@ def describe(
     settings: Settings,
     compute: Compute,
     shape: Shape,
+    program: str,
     arguments: list[str],
     *,
     line: str,
@@ -76,7 +77,8 @@ def describe(
         settings: image, addresses and names of the plant.
         compute: where the line wants its pods.
         shape: what the pod asks for.
-        arguments: of the image's program.
+        program: Python module that the image runs.
+        arguments: of the program.
         line: name of the line.
         task: dag_id, run_id and task_id of the task that waits for it.
 
@@ -97,6 +99,7 @@ def describe(
     quantities = shape.quantities()
     container |= {
         "image": settings.trainer_image,
+        "command": ["python", "-m", program],
         "args": arguments,
         "env": [{"name": name, "value": value} for name, value in _environment(settings, shape).items()]
         + [{"name": "AIF_ATTEMPT", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
@@ -107,7 +110,7 @@ def describe(
         if volume["name"] == "shared-memory":
             volume["emptyDir"]["sizeLimit"] = _bytes(shape.shared_memory_gb)
     wanted = dict(compute.node_labels)
-    if compute.gpu_class:
+    if compute.gpu_class and shape.gpus:
         wanted[settings.pod_gpu_class_label] = compute.gpu_class
     spec |= {
         **({"nodeSelector": wanted} if wanted else {}),

@@ -96,7 +96,7 @@ def _ensure_namespace(api: CoreV1Api, namespace: str) -> None:
 
 
 def _write_secret(api: CoreV1Api, namespace: str, settings: Settings) -> None:
-    """The pods' own S3 key, which reads the factory's bucket and writes candidates alone."""
+    """The pods' own S3 key, which reads the factory's bucket and writes candidates and jobs alone."""
     from kubernetes.client.exceptions import ApiException
 
     known = read_secrets(settings.secrets_file)

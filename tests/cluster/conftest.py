@@ -31,9 +31,12 @@ from plant.api import AirflowApi
 from plant.demo import Demo
 
 LINE = "flight_delay"
-COMPUTE = "{cpus: 1, memory_gb: 1.5, scratch_gb: 1, gpus: 0, timeout_minutes: 20, queue_minutes: 1, start_minutes: 1}"
+COMPUTE = (
+    "{in_pods: [build_features, train, evaluate, score], cpus: 1, memory_gb: 1.5, scratch_gb: 1, timeout_minutes: 20, "
+    "queue_minutes: 1, start_minutes: 1}"
+)
 CHECKPOINT_EVERY, REPORT_EVERY = 100, 20
-SLOW = f"{{epochs: 10, batch_rows: 256, checkpoint_every: {CHECKPOINT_EVERY}, report_every: {REPORT_EVERY}}}"
+SLOW = f"{{epochs: 15, batch_rows: 256, checkpoint_every: {CHECKPOINT_EVERY}, report_every: {REPORT_EVERY}}}"
 NAMESPACE = "ai-factory-test"
 _NEEDED = ("KUBECONFIG", "AIF_TRAINER_IMAGE", "AIF_POD_DOORWAY")
 
@@ -114,13 +117,13 @@ class Lab:
     def order_of(self, run_id: str) -> str:
         return str(self.api.xcom(f"{LINE}.train", run_id, "resolve"))
 
-    def in_the_middle(self, what: str = "step") -> tuple[Any, str]:
-        """A running pod that has told of its progress a while, and its log."""
+    def in_the_middle(self, told: int = 12) -> tuple[Any, str]:
+        """A running pod that has told of its progress so often, and its log."""
 
         def found() -> Any:
             pod = next((p for p in self.pods() if p.status.phase == "Running"), None)
             log = self.log_of(pod.metadata.name) if pod else ""
-            return (pod, log) if log.count(what) >= 12 else None
+            return (pod, log) if log.count("step") >= told else None
 
         pod, log = self.wait("a pod in the middle of its training", found, 180)
         return pod, str(log)

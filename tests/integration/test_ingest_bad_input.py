@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from aifactory import quarantine
+from aifactory import features, quarantine
 from aifactory.errors import Defect, GateRefused, LandingDefect
 from aifactory.factory import Factory
 from aifactory.ledger import EventKind
@@ -229,7 +229,7 @@ def test_bad_row_is_quarantined_with_reason_source_and_position(line: Line, case
     key = line.spec.source.tables[name].key
     landed = original.slice(row["row_number"], 1).to_pylist()[0]
     assert all(str(landed[c]) in row["row"] or landed[c] is None for c in key)
-    accepted = line.f.store.get_table(ingest.accepted_key(line.spec, name, line.day))
+    accepted = line.f.store.get_table(features.accepted_key(line.spec, name, line.day))
     assert len(accepted) == len(original) - 1
     assert line.said()["docs"] == done["per_day"][line.day]["docs"]
 
@@ -245,7 +245,7 @@ def test_released_row_comes_in_and_dropped_row_stays_out(line: Line) -> None:
     assert (again["num_quarantined"], again["num_in"]) == (1, again["num_accepted"] + 1)
     [left] = line.quarantined("weather")
     assert (left["row_number"], left["decision"]) == (9, "dropped")
-    accepted = line.f.store.get_table(ingest.accepted_key(line.spec, "weather", line.day))
+    accepted = line.f.store.get_table(features.accepted_key(line.spec, "weather", line.day))
     assert 160.0 in accepted.column("wind_speed").to_pylist()
     overridden = line.events(EventKind.OVERRIDDEN)
     assert {e.detail["decision"] for e in overridden} >= {"released", "dropped"}
@@ -355,8 +355,6 @@ def test_broken_gate_is_a_failed_gate(line: Line, monkeypatch: pytest.MonkeyPatc
 
 
 def test_features_that_break_a_rule_are_refused(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aifactory import features
-
     real = features.build
 
     def wrong(*args: object) -> pa.Table:

@@ -30,7 +30,9 @@ def settings(**changes: Any) -> Settings:
 
 def pod(compute: Compute, **changes: Any) -> dict[str, Any]:
     arguments = ["--line", "flight_delay", "--order", "o", "--phase", "challenger"]
-    return describe(settings(**changes), compute, Shape.of(compute), arguments, line="flight_delay", task=TASK)
+    return describe(
+        settings(**changes), compute, Shape.of(compute), "aifactory.training", arguments, line="flight_delay", task=TASK
+    )
 
 
 @pytest.mark.parametrize("version", VERSIONS)

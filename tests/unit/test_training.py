@@ -13,9 +13,10 @@ from pydantic import SecretStr
 from tests.model_rows import small_line
 
 from aifactory.errors import DatasetDefect, InfrastructureFault, TrainingDefect
+from aifactory.judgement import is_refresh
 from aifactory.reasons import ReasonCode
 from aifactory.settings import Settings
-from aifactory.stages.train import is_refresh, split_days
+from aifactory.stages.train import split_days
 from aifactory.training.launch import environment, failure
 from aifactory.training.pace import Pace
 from aifactory.training.profile import bin_shares, category_shares, numeric_profile

@@ -19,11 +19,13 @@ from statistics import median
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from aifactory import features, gates, landing, quarantine
+from aifactory import features, gates, jobs, landing, quarantine
 from aifactory.errors import GateRefused, LandingDefect, NotFound
 from aifactory.expectations import DAY_COLUMN, ROW_COLUMN
 from aifactory.factory import Factory
+from aifactory.features import NUM_CONNECTIONS
 from aifactory.gates import Verdict
+from aifactory.jobs import CarryOut
 from aifactory.landing import LandedTable
 from aifactory.line import LineSpec
 from aifactory.reasons import ReasonCode
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 log = logging.getLogger(__name__)
-
-NUM_CONNECTIONS = 8
-"""Objects that are read or written at the same time."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,6 @@ class _Batch:
         """Names the landed content, and what became of it."""
         parts = [f"{name}:{etag}" for name, etag in self.etags.items()] + [str(self.num_quarantined)]
         return "|".join(parts + [r.value for r, _ in self.reasons])
-
-
-def accepted_key(spec: LineSpec, table: str, day: str) -> str:
-    """Key of the raw rows of one day that passed."""
-    return f"accepted/{spec.line}/{table}/date={day}.parquet"
 
 
 def verdict_key(spec: LineSpec, day: str) -> str:
@@ -274,7 +268,7 @@ def _settle(f: Factory, spec: LineSpec, b: _Batch, docs: str | None) -> None:
     for name, landed in b.landed.items():
         quarantine.write(f, spec, b.day, landed, _quarantined(b, name))
         if not b.held:
-            f.store.put_table(accepted_key(spec, name, b.day), _without(landed.table, b.failed[name]))
+            f.store.put_table(features.accepted_key(spec, name, b.day), _without(landed.table, b.failed[name]))
     f.store.put_json(
         verdict_key(spec, b.day),
         {
@@ -397,8 +391,17 @@ def _corrected(b: _Batch) -> bool:
 
 
 # --- features
-def build_features(f: Factory, spec: LineSpec, days: Sequence[str], run: str) -> dict[str, Any]:
+def build_features(
+    f: Factory, spec: LineSpec, days: Sequence[str], run: str, carry_out: CarryOut | None = None
+) -> dict[str, Any]:
     """Build feature partitions, and rebuild those already in the dataset that look back on them.
+
+    Args:
+        f: the open factory.
+        spec: the line.
+        days: partition keys.
+        run: names the run.
+        carry_out: has the SQL run elsewhere; default here. The gate is here always.
 
     Raises:
         GateRefused: FEATURE_GATE, or GATE_BROKEN.
@@ -406,8 +409,7 @@ def build_features(f: Factory, spec: LineSpec, days: Sequence[str], run: str) ->
     import pyarrow.compute as pc
 
     targets = sorted({*days, *_dependents(f, spec, days)})
-    raw = _accepted(f, spec, features.needed_days(spec, targets))
-    built = features.build(f.settings, spec, targets, raw)
+    built = _built(f, spec, targets, carry_out)
     docs = _gate_features(f, spec, built, days)
     staged: dict[str, str] = {}
     for day in targets:
@@ -418,6 +420,17 @@ def build_features(f: Factory, spec: LineSpec, days: Sequence[str], run: str) ->
     return {"staged": staged, "num_rows": len(built), "docs": docs}
 
 
+def _built(f: Factory, spec: LineSpec, days: Sequence[str], carry_out: CarryOut | None) -> pa.Table:
+    needed = features.needed_days(spec, days)
+    if carry_out is None:
+        return features.build(f.settings, spec, days, features.accepted(f, spec, needed))
+    keys = {features.accepted_key(spec, table, day) for table in spec.source.tables for day in needed}
+    content = {o.key: o.etag for o in f.store.list(f"accepted/{spec.line}/") if o.key in keys}
+    asked = {"days": days, "sql": features.text(f.settings, spec), "content": content}
+    with jobs.asked(f, spec, "build_features", asked, carry_out) as made:
+        return f.store.get_table(made["table"])
+
+
 def _dependents(f: Factory, spec: LineSpec, days: Sequence[str]) -> set[str]:
     """Partitions of the newest dataset version whose features look back on these days."""
     latest = f.datasets(spec).latest()
@@ -426,23 +439,6 @@ def _dependents(f: Factory, spec: LineSpec, days: Sequence[str]) -> set[str]:
     there = set(f.datasets(spec).days(latest.revision))
     reach = range(1, spec.dataset.lookback_days + 1)
     return {(date.fromisoformat(d) + timedelta(days=n)).isoformat() for d in days for n in reach} & there
-
-
-def _accepted(f: Factory, spec: LineSpec, days: Sequence[str]) -> dict[str, dict[str, pa.Table]]:
-    """The accepted rows of these days, as far as there are any: table -> day -> rows."""
-
-    def one(where: tuple[str, str]) -> tuple[str, str, pa.Table | None]:
-        try:
-            return (*where, f.store.get_table(accepted_key(spec, *where)))
-        except NotFound:
-            return (*where, None)
-
-    found: dict[str, dict[str, pa.Table]] = {name: {} for name in spec.source.tables}
-    with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
-        for name, day, table in pool.map(one, [(n, d) for n in spec.source.tables for d in days]):
-            if table is not None:
-                found[name][day] = table
-    return found
 
 
 def _gate_features(f: Factory, spec: LineSpec, built: pa.Table, days: Sequence[str]) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from aifactory import gates, scoring
+from aifactory import gates, jobs, scoring
 from aifactory.datasets import DatasetVersion
 from aifactory.dayindex import Entry
 from aifactory.errors import GateRefused
 from aifactory.factory import Factory
+from aifactory.jobs import CarryOut
 from aifactory.ledger import station
 from aifactory.line import LineSpec
 from aifactory.packaging import Package, load_package
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Reign = Mapping[str, Any]
+Predict = Callable[[str, Reign], "pa.Table"]
+"""The predictions of (day, reign), one row a unit of that day."""
 
 
-def score(f: Factory, spec: LineSpec, day: str | None, run: str) -> dict[str, Any]:
+def score(f: Factory, spec: LineSpec, day: str | None, run: str, carry_out: CarryOut | None = None) -> dict[str, Any]:
     """Score what is pending: every dataset day without predictions for its present rows.
 
     A day whose predictions are refused does not hold up the others: they are scored, then the refusal is raised.
@@ -36,6 +40,8 @@ def score(f: Factory, spec: LineSpec, day: str | None, run: str) -> dict[str, An
         day: the partition that the run is for. Every pending day is scored; a refused one is only tried again with
             the same rows and model where it is this one.
         run: id of the run.
+        carry_out: has the predicting done elsewhere, all pending days at once; default here, day by day. The gate is
+            here always.
 
     Returns:
         days, num_rows, model_version, docs; `reason` where nothing could be scored.
@@ -53,12 +59,13 @@ def score(f: Factory, spec: LineSpec, day: str | None, run: str) -> dict[str, An
     if not todo:
         log.info("no day is pending (asked for %s)", day or "whatever is pending")
     refused: list[GateRefused] = []
-    for pending_day, reign in todo:
-        try:
-            here.score_day(pending_day, reign)
-        except GateRefused as refusal:
-            log.warning("%s", refusal)
-            refused.append(refusal)
+    with here.predictor(todo, carry_out) as predict:
+        for pending_day, reign in todo:
+            try:
+                here.score_day(pending_day, reign, predict)
+            except GateRefused as refusal:
+                log.warning("%s", refusal)
+                refused.append(refusal)
     if refused:
         raise GateRefused(refused[0].reason, "; ".join(each.message for each in refused))
     made = [here.done[each] for each, _ in todo]
@@ -82,7 +89,31 @@ class _Desk:
     done: dict[str, Entry]
     packages: dict[str, Package] = field(default_factory=dict)
 
-    def score_day(self, day: str, reign: Reign) -> None:
+    @contextmanager
+    def predictor(self, todo: Sequence[tuple[str, Reign]], carry_out: CarryOut | None) -> Iterator[Predict]:
+        """What gives a day's predictions: computed when asked, or read where they were computed elsewhere before."""
+        if carry_out is None or not todo:
+            yield self._predict
+            return
+        days = [
+            {"day": day, "version": str(reign["version"]), "package": reign["package"], "content": self.content[day]}
+            for day, reign in todo
+        ]
+        asked = {"revision": self.version.revision, "dir_md5": self.version.dir_md5, "days": days}
+        with jobs.asked(self.f, self.spec, "score", asked, carry_out) as made:
+            yield lambda day, reign: self.f.store.get_table(made["tables"][day])
+
+    def _predict(self, day: str, reign: Reign) -> pa.Table:
+        version = str(reign["version"])
+        if version not in self.packages:
+            self.packages[version] = load_package(self.f, reign["package"])
+        package = self.packages[version]
+        units = self.f.datasets(self.spec).read(
+            self.version.revision, [day], scoring.needed_columns(self.spec, package)
+        )
+        return scoring.predict_day(self.spec, package, units, version, self.version.revision)
+
+    def score_day(self, day: str, reign: Reign, predict: Predict) -> None:
         """Predict, gate, write: predictions first, then the index, so that a crash in between is simply scored again.
 
         Raises:
@@ -99,17 +130,15 @@ class _Desk:
             run_id=self.run,
             revision=f"{model}:{rows}",
         ) as work:
-            package = self._package(reign)
-            units = f.datasets(spec).read(self.version.revision, [day], scoring.needed_columns(spec, package))
-            work.num_in = units.num_rows
-            predictions = scoring.predict_day(spec, package, units, model, self.version.revision)
+            predictions = predict(day, reign)
+            work.num_in = predictions.num_rows
             entry = _entry(predictions) | {
                 "content": rows,
                 "model_version": model,
                 "dataset_revision": self.version.revision,
             }
             work.detail = {"model_version": model, "mean_score": entry["mean_score"]}
-            docs, problems = self._gate(day, predictions, units.num_rows, entry)
+            docs, problems = self._gate(day, predictions, entry)
             entry |= {"docs": docs, "refused": bool(problems)}
             if problems:
                 work.num_bad = predictions.num_rows
@@ -121,19 +150,15 @@ class _Desk:
             work.num_good = predictions.num_rows
         log.info("%s: %d units scored by version %s, mean %.3f", day, work.num_good, model, entry["mean_score"])
 
-    def _package(self, reign: Reign) -> Package:
-        version = str(reign["version"])
-        if version not in self.packages:
-            self.packages[version] = load_package(self.f, reign["package"])
-        return self.packages[version]
-
-    def _gate(self, day: str, predictions: pa.Table, num_units: int, entry: Entry) -> tuple[str, list[str]]:
+    def _gate(self, day: str, predictions: pa.Table, entry: Entry) -> tuple[str, list[str]]:
         """Judge by the line's suite and against the recent days; returns the key of the docs, and what is wrong."""
         suites = gates.load_suites(self.f.settings, self.spec)
         with gates.connect(self.f.settings) as con:
             verdict = gates.judge(suites.predictions(self.spec), predictions, con)
         found = [f"{failure.expectation}: {failure.num_failed} rows" for failure in verdict.failures]
-        found += scoring.problems(self.spec, num_units, entry, scoring.recent_entries(self.spec, self.done, day))
+        found += scoring.problems(
+            self.spec, predictions.num_rows, entry, scoring.recent_entries(self.spec, self.done, day)
+        )
         summary = "; ".join(found) or f"{entry['num_rows']} predictions, mean score {entry['mean_score']:.4f}"
         prefix = f"reports/{self.spec.line}/score/{day}"
         return gates.publish_docs(self.f, {"predictions": verdict}, prefix, summary), found

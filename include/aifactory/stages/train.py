@@ -11,22 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aifactory.errors import DatasetDefect, NotFound, SpecError, TrainingDefect
-from aifactory.evaluation import Verdict, judge, metric_of
+from aifactory import jobs
+from aifactory.errors import DatasetDefect, InfrastructureFault, NotFound, SpecError, TrainingDefect
+from aifactory.evaluation import metric_of
 from aifactory.factory import Factory
+from aifactory.jobs import CarryOut
+from aifactory.judgement import held_out, judge_order
 from aifactory.ledger import EventKind, ProductionEvent, event_key, station
 from aifactory.line import LineSpec
-from aifactory.packaging import Package, load_package, read_manifest
+from aifactory.packaging import load_package, read_manifest
 from aifactory.reasons import ReasonCode
 from aifactory.store import Conflict
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from aifactory.datasets import DatasetVersion
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 MIN_REFIT_CORRELATION = 0.5
 MAX_REFIT_SHIFT = 0.05
 MAX_REFIT_LOSS = 0.02
-_LATENCY_CALLS = 100
 _TOLD = ("mlflow_url", "seconds", "pod", "schedule_s", "start_s", "work_s")
 
 Program = Callable[[str, str], dict[str, Any]]
@@ -155,15 +154,21 @@ def train(
     return made
 
 
-def evaluate(f: Factory, spec: LineSpec, order_id: str) -> dict[str, Any]:
+def evaluate(f: Factory, spec: LineSpec, order_id: str, carry_out: CarryOut | None = None) -> dict[str, Any]:
     """Judge the challenger. A refusal is a result, not an error: the order is scrapped, on the record.
+
+    Args:
+        f: the open factory.
+        spec: the line.
+        order_id: the training order.
+        carry_out: has the comparing done elsewhere; default here.
 
     Returns:
         {"order_id", "passed", "reasons", "kind", "metrics", "champion_metrics", "gain", "report", "mlflow_url"}
     """
     order = _order(f, spec, order_id)
     with _at_station(f, spec, order, f"{order_id}/evaluation") as work:
-        verdict = _verdict(f, spec, order)
+        verdict = _verdict(f, spec, order, carry_out)
         work.num_in = work.num_good = int(verdict["metrics"]["num_rows"])
         work.detail = {"passed": verdict["passed"], "report": verdict["report"]}
         url = _tell_mlflow(f, spec, order, verdict)
@@ -277,76 +282,25 @@ def _order(f: Factory, spec: LineSpec, order_id: str) -> dict[str, Any]:
         ) from error
 
 
-def is_refresh(order: Mapping[str, Any]) -> bool:
-    """Whether the challenger is of the champion's make: same recipe, parameters and features, only newer data."""
-    champion = order["champion"]
-    own = {"categorical": order["categorical"], "numeric": order["numeric"]}
-    return champion is not None and (
-        (champion["recipe"], champion["parameters"], champion["features"])
-        == (order["recipe"], order["parameters"], own)
-    )
-
-
 # --- the judgement
-def _verdict(f: Factory, spec: LineSpec, order: Mapping[str, Any]) -> dict[str, Any]:
+def _verdict(f: Factory, spec: LineSpec, order: Mapping[str, Any], carry_out: CarryOut | None) -> dict[str, Any]:
     """The verdict, with its report; judged once, then read again."""
     judged = _judged(f, spec, order["order_id"])
     if judged is not None:
         return judged
     from aifactory.training.report import evaluation_page
-    from aifactory.training.run import candidate_prefix
 
-    challenger = load_package(f, candidate_prefix(spec.line, order["order_id"], "challenger"))
-    champion = load_package(f, order["champion"]["package"]) if order["champion"] else None
-    held_out = _held_out(f, spec, order, [challenger] + ([champion] if champion else []))
-    verdict: Verdict = judge(
-        spec,
-        held_out,
-        challenger.predict(held_out),
-        champion.predict(held_out) if champion else None,
-        refresh=is_refresh(order),
-        latency_ms=latency_ms(challenger, held_out),
-        size_mb=challenger.size_bytes / 1e6,
-    )
+    if carry_out is None:
+        verdict = judge_order(f, spec, order)
+    else:
+        with jobs.asked(f, spec, "evaluate", {"order_id": order["order_id"]}, carry_out) as made:
+            verdict = made["verdict"]
     folder = _report_folder(spec, order["order_id"])
     page = f"{folder}/index.html"
-    judged = verdict.to_dict() | {"report": page}
+    judged = verdict | {"report": page}
     f.store.put(page, evaluation_page(order, judged).encode(), content_type="text/html; charset=utf-8")
     f.store.put_json(f"{folder}/evaluation.json", judged)
     return judged
-
-
-def latency_ms(package: Package, table: pa.Table) -> float:
-    """p95 of scoring one row from Arrow to probability, ms; of three rounds the one that was disturbed least."""
-    import numpy as np
-
-    rows = [table.slice(i % table.num_rows, 1) for i in range(_LATENCY_CALLS)]
-    rounds = []
-    for _ in range(3):
-        taken = []
-        for row in rows:
-            began = time.perf_counter()
-            package.predict(row)
-            taken.append(time.perf_counter() - began)
-        rounds.append(float(np.quantile(taken, 0.95)))
-    return round(min(rounds) * 1000, 3)
-
-
-def _held_out(f: Factory, spec: LineSpec, order: Mapping[str, Any], packages: Sequence[Package]) -> pa.Table:
-    """The held-out rows with an outcome, with every column that the judgement looks at."""
-    import pyarrow.compute as pc
-
-    named = [spec.model.target, spec.model.prediction_time, *spec.evaluation.slices]
-    columns = sorted({*named, *(name for p in packages for name in [*p.categorical, *p.numeric])})
-    table = f.datasets(spec).read(order["revision"], order["days"]["holdout"], columns)
-    known = table.filter(pc.is_valid(table[spec.model.target])).combine_chunks()
-    if len(pc.unique(known[spec.model.target])) < 2:
-        raise DatasetDefect(
-            ReasonCode.DATASET_TOO_SMALL,
-            f"{spec.line}: the {known.num_rows} held-out rows of {order['days']['holdout']} do not have both "
-            f"outcomes, so nothing can be judged on them; wait for more days",
-        )
-    return known
 
 
 def _refit_strays(f: Factory, spec: LineSpec, order: Mapping[str, Any]) -> str:
@@ -356,7 +310,7 @@ def _refit_strays(f: Factory, spec: LineSpec, order: Mapping[str, Any]) -> str:
     from aifactory.training.run import candidate_prefix
 
     packages = [load_package(f, candidate_prefix(spec.line, order["order_id"], p)) for p in ("challenger", "refit")]
-    table = _held_out(f, spec, order, packages)
+    table = held_out(f, spec, order, packages)
     blessed, refit = (package.predict(table) for package in packages)
     labels = table[spec.model.target].to_numpy()
     correlation = float(np.corrcoef(blessed, refit)[0, 1])
@@ -391,6 +345,34 @@ def _at_station(f: Factory, spec: LineSpec, order: Mapping[str, Any], unit: str)
         f.ledger, spec.line, "train", "model", unit,
         partition=order["days"]["refit"][-1], run_id=order["signal"], revision=order["order_id"],
     )  # fmt: skip
+
+
+def stopped(f: Factory, spec: LineSpec, order_id: str, phase: str, fault: InfrastructureFault, after: str) -> None:
+    """Record that a training was stopped and goes on at once from its checkpoint: its task has not failed.
+
+    Args:
+        f: the open factory.
+        spec: the line.
+        order_id: the training order.
+        phase: "challenger" or "refit".
+        fault: why.
+        after: the checkpoint that it goes on from.
+    """
+    order, unit = _order(f, spec, order_id), f"{order_id}/{phase}"
+    f.ledger.record(
+        ProductionEvent(
+            line=spec.line,
+            station="train",
+            unit_kind="model",
+            unit=unit,
+            event=EventKind.FAILED,
+            key=event_key(spec.line, "train", unit, EventKind.FAILED, f"{order_id}:{after}"),
+            reason=fault.reason,
+            partition=order["days"]["refit"][-1],
+            run_id=order["signal"],
+            detail={"message": fault.message[:2000], "goes_on_after": after},
+        )
+    )
 
 
 def _scrap(f: Factory, spec: LineSpec, order: Mapping[str, Any], reason: ReasonCode, detail: dict[str, Any]) -> None:

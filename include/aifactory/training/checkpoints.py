@@ -41,6 +41,12 @@ shorter interval up to a cost of 2.9 s."""
 _LAST_WRITE_S = 30.0
 
 
+def newest(store: Store, prefix: str) -> str:
+    """Names the newest checkpoint under a prefix, whole or not; empty where there is none."""
+    folder = f"{prefix}.checkpoints/"
+    return max((o.key.removeprefix(folder) for o in store.list(folder) if o.key.endswith(".json")), default="")
+
+
 @dataclass(frozen=True)
 class _Waiting:
     step: int

@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from aifactory.errors import FactoryError, InfrastructureFault, TrainingDefect
 from aifactory.reasons import ReasonCode
 from aifactory.settings import Settings
-from aifactory.training.__main__ import DEFECT, DONE, FAULT
+from aifactory.training.outcome import DEFECT, DONE, FAULT
 
 log = logging.getLogger(__name__)
 

@@ -1,24 +1,63 @@
 """How an attempt at a phase ended, in S3: the truth for whoever waits, who may lose the program before it has spoken.
 
-    <candidate>.result.json     what was made, see `run.run`; written when everything else is
+    <candidate>.result.json     what was made, see `run.run`, and "attempt"; written when everything else is
     <candidate>.failure.json    {"reason", "message", "kind": "defect" | "fault", "at", "attempt"}
 
 A new attempt removes the failure of the one before. `attempt` is what `AIF_ATTEMPT` says: in a pod, the pod's name.
+
+Reserved exit codes of the programs:
+
+    0     done
+    3     a defect: trying again would give the same
+    4     an infrastructure fault: try again
+    143   asked to stop by SIGTERM, and did: try again, training goes on from its checkpoint
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from aifactory.errors import Defect, FactoryError, InfrastructureFault
+from aifactory.factory import Factory
 from aifactory.reasons import ReasonCode
+from aifactory.settings import load_settings
 from aifactory.store import Store
 
 log = logging.getLogger(__name__)
+
+DONE, DEFECT, FAULT, STOPPED = 0, 3, 4, 143
+
+
+def told(work: Callable[[Factory], dict[str, Any]], *, failure: str) -> int:
+    """Do a program's work and tell how it ended.
+
+    Args:
+        work: given the open factory; what it gives is the last line of stdout, as JSON.
+        failure: key of what is written where it fails.
+
+    Returns:
+        The program's exit code.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    f = Factory(load_settings())
+    try:
+        begin(f.store, failure)
+        made = work(f)
+    except Exception as error:
+        failed(f.store, failure, error)
+        if not isinstance(error, FactoryError):
+            raise  # nobody foresaw it: the traceback is what there is to tell
+        sys.stderr.write(f"{json.dumps({'reason': error.reason.value, 'message': error.message})}\n")
+        return DEFECT if isinstance(error, Defect) else FAULT
+    sys.stdout.write(f"{json.dumps(made)}\n")
+    return DONE
 
 
 def begin(store: Store, failure: str) -> None:
@@ -29,7 +68,7 @@ def begin(store: Store, failure: str) -> None:
 def succeeded(store: Store, result: str, made: Mapping[str, Any]) -> None:
     """Say what was made. The first word stands: doing a phase again finds it done and changes nothing."""
     if store.head(result) is None:
-        store.put_json(result, made)
+        store.put_json(result, dict(made) | {"attempt": os.environ.get("AIF_ATTEMPT", "")})
 
 
 def failed(store: Store, failure: str, error: Exception) -> None:
