@@ -88,6 +88,9 @@ test: .venv/installed-dev
 test-fast: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not integration and not e2e and not containers and not kubernetes"
 
+test-cluster: .venv/installed-dev
+	$(BIN)/python -m pytest -m kubernetes
+
 bench: .venv/installed-dev
 	$(BIN)/python -m bench
 

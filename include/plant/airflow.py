@@ -156,6 +156,7 @@ def _configuration(settings: Settings, secrets: Secrets) -> str:
             "simple_auth_manager_users": ",".join(f"{user}:{role}" for user, role in USERS.items()),
             "simple_auth_manager_passwords_file": folder / "passwords.json",
             "execution_api_server_url": f"{settings.airflow_api_url}/execution/",
+            "sensitive_var_conn_names": "kube_config",  # a connection's credentials for a cluster are not shown
         },
         "database": {
             "sql_alchemy_conn": database_url(settings, "airflow", secrets["PLANT_DB_AIRFLOW_PASSWORD"]),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aifactory.settings import Settings
 from plant.api import AirflowApi, airflow_api
 from plant.errors import PlantError
-from plant.secrets import private_folder, read_secrets, write_private
+from plant.secrets import read_secrets
 
 if TYPE_CHECKING:
     from kubernetes.client import CoreV1Api
@@ -28,7 +28,7 @@ def connect(settings: Settings, kubeconfig: Path, context: str | None = None, na
 
     Args:
         settings: of a plant that runs.
-        kubeconfig: how to reach the cluster; a private copy is kept with the plant's secrets.
+        kubeconfig: how to reach the cluster; what it says is kept in the connection, encrypted by Airflow.
         context: of the kubeconfig; default its current one.
         namespace: where pods are made.
 
@@ -41,7 +41,8 @@ def connect(settings: Settings, kubeconfig: Path, context: str | None = None, na
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
-    api, text = _api(kubeconfig, context)
+    whole = self_contained(kubeconfig, context)
+    api = _api(kubeconfig, whole)
     try:
         _ensure_namespace(api, namespace)
         _write_secret(api, namespace, settings)
@@ -53,12 +54,7 @@ def connect(settings: Settings, kubeconfig: Path, context: str | None = None, na
         ) from error
     except HTTPError as error:
         raise PlantError(f"the cluster of {kubeconfig} does not answer: {error}") from error
-    own = private_folder(settings.secrets_file.parent) / "kubeconfig"
-    write_private(own, text)
-    extra: dict[str, Any] = {"kube_config_path": str(own), "namespace": namespace, "in_cluster": False}
-    if context:
-        extra["cluster_context"] = context
-    _ensure_connection(settings, extra)
+    _ensure_connection(settings, {"kube_config": json.dumps(whole), "namespace": namespace})
     return (
         f"namespace {namespace} of a cluster of {nodes} nodes, as the Airflow connection {settings.kubernetes_conn_id}"
     )
@@ -73,14 +69,42 @@ def disconnect(settings: Settings) -> bool:
     return known
 
 
-def _api(kubeconfig: Path, context: str | None) -> tuple[CoreV1Api, str]:
+def self_contained(kubeconfig: Path, context: str | None = None) -> dict[str, Any]:
+    """A kubeconfig of one context, with the content of the files that it names: it is read on other machines too.
+
+    Raises:
+        PlantError: it cannot be read, or has no such context.
+    """
+    import yaml
+
+    try:
+        config = yaml.safe_load(kubeconfig.read_text())
+        wanted = context or config["current-context"]
+        [chosen] = [c for c in config["contexts"] if c["name"] == wanted]
+        [cluster] = [c for c in config["clusters"] if c["name"] == chosen["context"]["cluster"]]
+        [user] = [u for u in config["users"] if u["name"] == chosen["context"]["user"]]
+        for part in (cluster["cluster"], user["user"]):
+            for name in [n for n in ("certificate-authority", "client-certificate", "client-key") if n in part]:
+                content = (kubeconfig.parent / part.pop(name)).read_bytes()
+                part[f"{name}-data"] = base64.b64encode(content).decode()
+            if "tokenFile" in part:
+                part["token"] = (kubeconfig.parent / part.pop("tokenFile")).read_text().strip()
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        named = f"{kubeconfig} and context {context!r}" if context else str(kubeconfig)
+        raise PlantError(f"{named}: no kubeconfig that can be used: {type(error).__name__}: {error}") from error
+    return {
+        "apiVersion": "v1", "kind": "Config", "current-context": wanted,
+        "contexts": [chosen], "clusters": [cluster], "users": [user],
+    }  # fmt: skip
+
+
+def _api(kubeconfig: Path, whole: dict[str, Any]) -> CoreV1Api:
     from kubernetes import config
     from kubernetes.client import CoreV1Api
     from kubernetes.config.config_exception import ConfigException
 
     try:
-        text = kubeconfig.read_text()
-        return CoreV1Api(config.new_client_from_config(str(kubeconfig), context=context)), text
+        return CoreV1Api(config.new_client_from_config_dict(whole))
     except (OSError, ConfigException, ValueError) as error:
         raise PlantError(f"{kubeconfig} is no kubeconfig that can be used: {error}") from error
 

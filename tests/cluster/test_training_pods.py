@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from typing import Any
@@ -34,6 +35,11 @@ def test_a_first_model_is_made_in_pods(lab: Lab):
     assert "judges the challenger" in lab.api.logs(f"{LINE}.train", run.run_id, "evaluate", 1), "in a pod too"
     assert "AIF_" not in log
     assert lab.pods() == []
+
+
+def test_the_connection_does_not_show_its_credentials(lab: Lab):
+    shown = lab.api.request("GET", f"/connections/{lab.settings.kubernetes_conn_id}")
+    assert json.loads(shown["extra"]) == {"kube_config": "***", "namespace": NAMESPACE}
 
 
 @pytest.fixture(scope="module")
