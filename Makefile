@@ -17,7 +17,7 @@ BIN := .venv/bin
 export PYTHONPATH := include
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev demo up down status compose-up compose-demo compose-down cluster-up cluster-down cluster-connect cluster-disconnect check format test test-fast bench bench-loop-pays pins
+.PHONY: help install install-dev demo up down status compose-up compose-demo compose-down cluster-up cluster-down cluster-connect cluster-disconnect check format test test-cluster test-fast bench bench-loop-pays pins
 
 help:
 	@sed -n 's/^#   //p' Makefile
