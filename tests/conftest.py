@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,12 @@ def mlflow_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     from aifactory.settings import REPOSITORY
 
     os.environ.setdefault("AIF_MLFLOW_ENV", str(REPOSITORY / "var" / "mlflow-env"))
+
+
+@pytest.fixture(scope="session")
+def demo_reports() -> dict[str, Any]:
+    """Reports of the demos of this session, by the kind of plant that showed them: "containers", "embedded"."""
+    return {}
 
 
 @pytest.fixture(scope="session")

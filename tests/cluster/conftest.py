@@ -36,7 +36,7 @@ COMPUTE = (
     "queue_minutes: 1, start_minutes: 1}"
 )
 CHECKPOINT_EVERY, REPORT_EVERY = 100, 20
-SLOW = f"{{epochs: 15, batch_rows: 256, checkpoint_every: {CHECKPOINT_EVERY}, report_every: {REPORT_EVERY}}}"
+SLOW = f"{{epochs: 10, batch_rows: 256, checkpoint_every: {CHECKPOINT_EVERY}, report_every: {REPORT_EVERY}}}"
 NAMESPACE = "ai-factory-test"
 _NEEDED = ("KUBECONFIG", "AIF_TRAINER_IMAGE", "AIF_POD_DOORWAY")
 
@@ -114,6 +114,10 @@ class Lab:
     def ended(self, run_id: str, timeout_s: float = 400) -> str:
         return self.api.wait_run(f"{LINE}.train", run_id, timeout_s)
 
+    def cancel(self, run_id: str) -> None:
+        """End a run as an operator does."""
+        self.api.request("PATCH", f"/dags/{LINE}.train/dagRuns/{run_id}", json={"state": "failed"})
+
     def order_of(self, run_id: str) -> str:
         return str(self.api.xcom(f"{LINE}.train", run_id, "resolve"))
 
@@ -129,15 +133,26 @@ class Lab:
         return pod, str(log)
 
     @contextlib.contextmanager
-    def compute(self, shape: str) -> Iterator[None]:
-        """The line asks for another shape, as an engineer would change it."""
+    def edited(self, pattern: str, text: str) -> Iterator[None]:
+        """The line's spec is another for a while, as an engineer would change it."""
         spec = self.lines / LINE / "line.yaml"
         before = spec.read_text()
-        spec.write_text(re.sub(r"compute: {.*}", f"compute: {shape}", before))
+        after, found = re.subn(pattern, text, before)
+        assert found == 1
+        spec.write_text(after)
         try:
             yield
         finally:
             spec.write_text(before)
+
+    def compute(self, shape: str) -> contextlib.AbstractContextManager[None]:
+        """The line asks for another shape."""
+        return self.edited(r"compute: {.*}", f"compute: {shape}")
+
+    def task(self, run_id: str, task_id: str) -> dict[str, Any]:
+        """A task of the train DAG."""
+        [found] = [t for t in self.api.task_instances(f"{LINE}.train", run_id) if t["task_id"] == task_id]
+        return dict(found)
 
     def curve(self, run_id: str, phase: str = "challenger") -> dict[int, float]:
         """The training loss by step, as MLflow has it."""
@@ -149,8 +164,8 @@ class Lab:
 
     def tries(self, run_id: str, task_id: str) -> list[str]:
         """The logs of every try of a task of the train DAG."""
-        [ti] = [t for t in self.api.task_instances(f"{LINE}.train", run_id) if t["task_id"] == task_id]
-        return [self.api.logs(f"{LINE}.train", run_id, task_id, n) for n in range(1, ti["try_number"] + 1)]
+        num_tries = self.task(run_id, task_id)["try_number"]
+        return [self.api.logs(f"{LINE}.train", run_id, task_id, n) for n in range(1, num_tries + 1)]
 
 
 def _gated(kubeconfig: Path, own: Path) -> tuple[Gate, Path]:

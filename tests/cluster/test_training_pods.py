@@ -60,11 +60,6 @@ def lost_steps(lab: Lab, run: str) -> int:
     return max(int(n) for n in re.findall(r"step (\d+)/", log[: resumed.start()])) - int(resumed[1])
 
 
-def num_tries(lab: Lab, run: str) -> int:
-    [ti] = [t for t in lab.api.task_instances(f"{LINE}.train", run) if t["task_id"] == "train_challenger"]
-    return int(ti["try_number"])
-
-
 def reasons_of(lab: Lab, order_id: str) -> set[str]:
     return {str(e.reason) for e in lab.factory.ledger.events(line=LINE) if order_id in e.unit and e.reason}
 
@@ -77,7 +72,7 @@ def test_a_killed_pod_is_made_anew_and_goes_on_from_its_checkpoint(lab: Lab, und
     assert lab.curve(run) == undisturbed
     assert lost_steps(lab, run) <= CHECKPOINT_EVERY + REPORT_EVERY
     assert "POD_DELETED" in reasons_of(lab, lab.order_of(run))
-    assert num_tries(lab, run) == 1, "it had come further, so another pod was made at once"
+    assert lab.task(run, "train_challenger")["try_number"] == 1, "it had come further, so another pod was made at once"
     assert lab.pods() == []
 
 
@@ -95,22 +90,23 @@ def test_a_drained_node_costs_nothing_but_time(lab: Lab, undisturbed: dict[int, 
     assert lab.ended(run) == "success"
     assert lab.curve(run) == undisturbed
     assert lost_steps(lab, run) <= REPORT_EVERY, "SIGTERM saves at once"
-    assert num_tries(lab, run) == 1
+    assert lab.task(run, "train_challenger")["try_number"] == 1
 
 
-def test_a_killed_task_finds_its_pod_again(lab: Lab, undisturbed: dict[int, float]):
-    run = lab.train("task killed")
-    pod, _ = lab.in_the_middle(told=2)  # the next try comes half a minute later
-    [ti] = [t for t in lab.api.task_instances(f"{LINE}.train", run) if t["task_id"] == "train_challenger"]
-    title = f"airflow worker -- {ti['id']}"  # the task's own; its supervisor has another
+def test_a_killed_task_finds_its_pod_again(lab: Lab):
+    with lab.edited("epochs: 10", "epochs: 40"):  # the next try comes half a minute later
+        run = lab.train("task killed")
+        pod, _ = lab.in_the_middle()
+    title = f"airflow worker -- {lab.task(run, 'train_challenger')['id']}"  # its own; its supervisor has another
     [process] = [p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or []).strip() == title]
     process.kill()
-    assert lab.ended(run) == "success"
-    made = lab.api.xcom(f"{LINE}.train", run, "train_challenger")
-    assert made["pod"] == pod.metadata.name
-    assert lab.curve(run) == undisturbed
-    assert "it is followed, no other is made" in lab.tries(run, "train_challenger")[-1]
-    assert lab.pods() == []
+    lab.wait("the training", lambda: lab.task(run, "train_challenger")["state"] == "success", 300)
+    assert lab.api.xcom(f"{LINE}.train", run, "train_challenger")["pod"] == pod.metadata.name
+    first, second = lab.tries(run, "train_challenger")
+    assert "it is followed, no other is made" in second
+    assert "going on" not in first + second
+    lab.cancel(run)
+    lab.wait("no pod", lambda: lab.pods() == [], 60)
 
 
 def test_an_api_server_that_is_away_for_two_minutes(lab: Lab, undisturbed: dict[int, float]):
@@ -127,7 +123,7 @@ def test_an_api_server_that_is_away_for_two_minutes(lab: Lab, undisturbed: dict[
 def test_a_cancelled_run_leaves_no_pod(lab: Lab):
     run = lab.train("cancelled")
     pod, _ = lab.in_the_middle()
-    lab.api.request("PATCH", f"/dags/{LINE}.train/dagRuns/{run}", json={"state": "failed"})
+    lab.cancel(run)
     lab.wait("no pod", lambda: pod.metadata.name not in [p.metadata.name for p in lab.pods()], 60)
     lab.core.read_namespace(NAMESPACE)
     assert lab.api.run(f"{LINE}.train", run).state == "failed"

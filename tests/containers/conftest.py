@@ -7,6 +7,7 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.containers.engine import TAG, ContainerPlant, build_environment, docker, engine_is_missing, run
@@ -33,7 +34,9 @@ def images() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def running(images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerPlant]:
+def running(
+    images: dict[str, str], tmp_path_factory: pytest.TempPathFactory, demo_reports: dict[str, Any]
+) -> Iterator[ContainerPlant]:
     """A plant that has shown its demo."""
     folder = tmp_path_factory.mktemp("containers")
     lines = lines_that_do_not_start_by_themselves(folder / "lines")
@@ -55,7 +58,7 @@ def running(images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     try:
         done = self.compose("demo", timeout=1500)
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
-        self.report = json.loads((folder / "report.json").read_text())
+        self.report = demo_reports["containers"] = json.loads((folder / "report.json").read_text())
         yield self
     finally:
         if os.environ.get("AIF_KEEP_CONTAINERS"):

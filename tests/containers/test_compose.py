@@ -5,13 +5,11 @@ The tests share one plant and run in the order of the file.
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import stat
 import time
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,20 +75,6 @@ def test_the_nights_are_decided_as_in_the_embedded_plant(running: ContainerPlant
         versions.append(str(version))
         version += "released" in night["decision"]
     assert [night["model_version"] for night in report["nights"]] == versions
-
-
-def test_the_nights_are_those_of_an_embedded_report_of_the_same_day(running: ContainerPlant):
-    """Where somebody has just run `make demo` as well: the same numbers, but for commits' hashes and seconds."""
-    other = Path("var/demo/report.json")
-    embedded = json.loads(other.read_text()) if other.exists() else {"history": {}}
-    if embedded["history"].get("last_day") != running.report["history"]["last_day"]:
-        pytest.skip("var/demo/report.json is of another day, or not there")
-    apart = {"dataset_revision", "seconds"}
-    ours, theirs = (
-        [{k: v for k, v in night.items() if k not in apart} for night in report["nights"]]
-        for report in (running.report, embedded)
-    )
-    assert ours == theirs
 
 
 # --- what is open, and to whom
@@ -254,7 +238,7 @@ def test_everything_dies_at_once_and_comes_back_by_itself(running: ContainerPlan
     restarts = {part: running.inspect(part)["RestartCount"] for part in PARTS}
     for part in PARTS:  # every process but the first dies, the first then ends: the engine starts the container again
         docker("exec", running.container(part), "sh", "-c", "kill -9 -1 || true")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while any(running.inspect(part)["RestartCount"] == restarts[part] for part in PARTS):
         assert time.monotonic() < deadline, {part: running.inspect(part)["RestartCount"] for part in PARTS}
         time.sleep(1)

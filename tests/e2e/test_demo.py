@@ -62,7 +62,9 @@ class RunningPlant:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, mlflow_environment: None) -> Iterator[RunningPlant]:
+def running(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_environment: None, demo_reports: dict[str, Any]
+) -> Iterator[RunningPlant]:
     home = tmp_path_factory.mktemp("plant")
     ports = plant.free_ports(20)
     environment = os.environ | {
@@ -79,7 +81,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, mlflow_environment: None) 
     try:
         done = self.command("demo")
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-        self.report = json.loads((home / "demo" / "report.json").read_text())
+        self.report = demo_reports["embedded"] = json.loads((home / "demo" / "report.json").read_text())
         self.settings = plant.load(home)
         yield self
     finally:
@@ -101,6 +103,19 @@ def test_the_demo_shows_what_it_promises(running: RunningPlant):
     assert any(r["deliberate"] for r in report["refused"])
     assert report["peak_memory_gb"] <= 4.0
     assert set(report["phases_s"]) >= {"install", "start", "data", "training", "release"}
+
+
+def test_the_plant_in_containers_tells_the_same(running: RunningPlant, demo_reports: dict[str, Any]):
+    """The same nights and numbers, but for seconds and for commits, which name their time."""
+    other = demo_reports.get("containers")
+    if other is None or other["history"]["last_day"] != running.report["history"]["last_day"]:
+        pytest.skip("the tests of the containers have not shown the demo of this day before")
+    apart = {"dataset_revision", "seconds"}
+    ours, theirs = (
+        [{k: v for k, v in night.items() if k not in apart} for night in report["nights"]]
+        for report in (running.report, other)
+    )
+    assert ours == theirs
 
 
 def test_revisions_move_on_night_by_night(running: RunningPlant):
