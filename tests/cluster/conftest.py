@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ import plant
 from aifactory.factory import Factory
 from aifactory.line import LineSpec, find_line
 from aifactory.settings import Settings
+from orchestration.sweeper import MIN_AGE
 from plant import cluster
 from plant.api import AirflowApi
 from plant.demo import Demo
@@ -117,6 +119,21 @@ class Lab:
     def cancel(self, run_id: str) -> None:
         """End a run as an operator does."""
         self.api.request("PATCH", f"/dags/{LINE}.train/dagRuns/{run_id}", json={"state": "failed"})
+
+    def sweep(self) -> list[str]:
+        """Names of the pods that the sweeper removes, of those that are old enough for it."""
+        run = self.api.trigger_dag(f"{LINE}.sweep")
+        assert self.api.wait_run(f"{LINE}.sweep", run) == "success"
+        return list(self.api.xcom(f"{LINE}.sweep", run, "remove_orphans")["removed"])
+
+    def wait_for_old_pods(self) -> None:
+        """Until every pod that is there is old enough for the sweeper."""
+
+        def youngest_s() -> float:
+            now = datetime.now(UTC)
+            return min(((now - p.metadata.creation_timestamp).total_seconds() for p in self.pods()), default=1e9)
+
+        self.wait("pods to be old", lambda: youngest_s() > MIN_AGE.total_seconds() + 1)
 
     def order_of(self, run_id: str) -> str:
         return str(self.api.xcom(f"{LINE}.train", run_id, "resolve"))
