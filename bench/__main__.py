@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.ratio import Ratio
+from bench.ratio import Ratio, Skipped
 
 HERE = Path(__file__).parent
 
@@ -25,6 +25,10 @@ def main(names: list[str]) -> int:
         sys.stdout.write(f"-- {name}\n")
         try:
             ratios: list[Ratio] = importlib.import_module(f"bench.bench_{name}").run()
+        except Skipped as skipped:
+            sys.stdout.write(f"   skipped: {skipped}\n")
+            results.append({"bench": name, "skipped": str(skipped)})
+            continue
         except Exception as error:
             broken += 1
             sys.stdout.write(f"   broke: {type(error).__name__}: {error}\n")

@@ -1,9 +1,13 @@
-"""One measured ratio against a baseline of the same run, with its goal."""
+"""One measured ratio against a baseline of the same run, with its goal; or why there is none."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+
+
+class Skipped(Exception):
+    """A bench cannot run here; the message says what it needs. It is neither broken nor met."""
 
 
 @dataclass(frozen=True)
