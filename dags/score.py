@@ -13,6 +13,7 @@ with each unit's features as of its own prediction time; the predictions are gat
   the report; roll back if the model is at fault.
 * `PACKAGE_INVALID`: a model file was altered. Roll back, and find out who wrote to `models/`.
 * `DATASET_CORRUPT`: stored data does not match its hash. Restore the object, run it again.
+* `OUT_OF_MEMORY`, `START_TIMEOUT`, `INTERNAL` of a job: where predictions are made in a pod; docs/kubernetes.md.
 * `STORE_UNREACHABLE`: S3 or MLflow is down; it was retried. `make status`.
 
 A line without a champion scores nothing and says so (`NO_CHAMPION`); that is no failure.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -86,14 +87,17 @@ def _load_module(path: Path) -> ModuleType:
 
 
 def connect(settings: Settings) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB in UTC, within the threads and the memory that the settings allow."""
+    """An in-memory DuckDB in UTC, within the threads and the memory that the settings allow; it spills to the cache."""
     import duckdb
 
+    spill = settings.home / "cache" / f"duckdb-{os.getpid()}"  # its files' names are not its process's own
+    spill.parent.mkdir(parents=True, exist_ok=True)
     con = duckdb.connect(
         config={
             "threads": settings.threads,
             "memory_limit": f"{settings.memory_limit_gb}GB",
             "preserve_insertion_order": False,
+            "temp_directory": str(spill),
         }
     )
     con.execute("SET TimeZone = 'UTC'")

@@ -19,14 +19,18 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial
 from typing import Any
 
 from aifactory import features, scoring
-from aifactory.errors import InfrastructureFault
+from aifactory.errors import Defect, InfrastructureFault, NotFound
 from aifactory.factory import Factory
 from aifactory.line import LineSpec
-from aifactory.packaging import Package, load_package
+from aifactory.packaging import load_package
 from aifactory.training import outcome
+from aifactory.training.run import code_revision
+from aifactory.training.stop import StopSignal
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +54,14 @@ def asked(
         f: the open factory.
         spec: the line; the job is done by this spec, whatever the image's says.
         kind: of `KINDS`.
-        request: what is asked; it names the content that the answer depends on.
+        request: what is asked; with spec and code it names all that the answer depends on.
         carry_out: has it done.
     """
     whole = {"kind": kind, "spec": spec.model_dump(mode="json"), "asked": dict(request)}
-    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    code = [f.settings.trainer_image, code_revision()]
+    digest = hashlib.sha256(json.dumps([whole, code], sort_keys=True).encode()).hexdigest()
     job = f"{kind.replace('_', '-')}-{digest[:16]}"
-    f.store.put_json(key(spec.line, job, ".json"), whole)
+    f.store.put_json(key(spec.line, job, ".json"), whole | {"at": datetime.now(UTC).isoformat()})
     try:
         yield carry_out(job)
     except InfrastructureFault:
@@ -66,6 +71,24 @@ def asked(
             _remove(f, spec.line, job)
         raise
     _remove(f, spec.line, job)
+
+
+def prune(f: Factory, line: str, older_than: timedelta) -> list[str]:
+    """Remove jobs that nobody took, of tasks that were lost or asked for something else since; gives their names.
+
+    What has no request any more was written by a program that was told to end, and did not yet.
+    """
+    folder, left = key(line, "", ""), []
+    parts = {o.key.removeprefix(folder).partition("/")[0].partition(".")[0] for o in f.store.list(folder)}
+    for job in sorted(parts):
+        try:
+            at = datetime.fromisoformat(f.store.get_json(key(line, job, ".json"))["at"])
+        except NotFound:
+            at = datetime.min.replace(tzinfo=UTC)
+        if datetime.now(UTC) - at > older_than:
+            _remove(f, line, job)
+            left.append(job)
+    return left
 
 
 def _remove(f: Factory, line: str, job: str) -> None:
@@ -96,21 +119,24 @@ def evaluate(f: Factory, spec: LineSpec, job: str, request: Mapping[str, Any]) -
 
 
 def score(f: Factory, spec: LineSpec, job: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The predictions of some days, one table a day."""
-    packages: dict[str, Package] = {}
-    tables, num_rows = {}, 0
+    """The predictions of some days, one table a day; why there are none of a day, where a model or its rows are bad."""
+    package = lru_cache(maxsize=4)(partial(load_package, f))
+    tables, refused = {}, {}
     for number, each in enumerate(request["days"], 1):
-        day, package = each["day"], packages.get(each["package"]) or load_package(f, each["package"])
-        packages[each["package"]] = package
-        columns = scoring.needed_columns(spec, package)
-        units = f.datasets(spec).read_content(request["dir_md5"], [day], columns)
-        made = scoring.predict_day(spec, package, units, each["version"], request["revision"])
+        day, count = each["day"], f"day {number}/{len(request['days'])}"
+        try:
+            model = package(each["package"])
+            columns = scoring.needed_columns(spec, model)
+            units = f.datasets(spec).read_content(request["dir_md5"], [day], columns)
+        except Defect as defect:
+            log.warning("%s, %s: %s", count, day, defect)
+            refused[day] = outcome.describe(defect)
+            continue
+        made = scoring.predict_day(spec, model, units, each["version"], request["revision"])
         tables[day] = key(spec.line, job, f"/date={day}.parquet")
         f.store.put_table(tables[day], made)
-        num_rows += made.num_rows
-        log.info("day %d/%d, %s: %d predictions by version %s", number, len(request["days"]), day, made.num_rows,
-                 each["version"])  # fmt: skip
-    return {"tables": tables, "num_rows": num_rows}
+        log.info("%s, %s: %d predictions by version %s", count, day, made.num_rows, each["version"])
+    return {"tables": tables, "refused": refused}
 
 
 KINDS: dict[str, Callable[[Factory, LineSpec, str, Mapping[str, Any]], dict[str, Any]]] = {
@@ -134,6 +160,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--line", required=True, help="name of the line")
     parser.add_argument("--job", required=True, help="name of the job")
     given = parser.parse_args(argv)
+    StopSignal().install()
     return outcome.told(
         lambda f: carry_out(f, given.line, given.job), failure=key(given.line, given.job, ".failure.json")
     )

@@ -338,6 +338,8 @@ def station(
 
     def write(event: EventKind, reason: ReasonCode | None, detail: dict[str, Any]) -> None:
         done = event is not EventKind.STARTED
+        # The same content may fail for one reason today and for another tomorrow: both are on the record
+        revision = f"{work.revision}:{reason}" if event is EventKind.FAILED else work.revision
         ledger.record(
             ProductionEvent(
                 line=line,
@@ -345,7 +347,7 @@ def station(
                 unit_kind=unit_kind,
                 unit=unit,
                 event=event,
-                key=event_key(line, station, unit, event, work.revision),
+                key=event_key(line, station, unit, event, revision),
                 reason=reason,
                 duration_s=round(time.monotonic() - began, 3) if done else 0.0,
                 gpu_s=work.gpu_s,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from aifactory.errors import Defect, FactoryError, InfrastructureFault
 from aifactory.reasons import ReasonCode
 from orchestration import podfaults, preflight
-from orchestration.pods import TASK_LABEL
+from orchestration.pods import TASK_LABEL, WORK_LABEL
 
 if TYPE_CHECKING:
     from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
@@ -153,7 +153,7 @@ def run_in_pod(
     operator = _operator(here, cluster, manifest, limits)
     here.on_kill(operator.on_kill)
     with api_errors(what):
-        if not _at_work(cluster, manifest["metadata"]["labels"][TASK_LABEL]):
+        if not _at_work(cluster, manifest["metadata"]["labels"]):
             grows = here.factory.settings.cluster_grows
             preflight.check(cluster.api, cluster.namespace, manifest, what, cluster_grows=grows)
     trouble = _follow(operator, cluster, here)
@@ -169,6 +169,12 @@ def _operator(
 
     class Pod(KubernetesPodOperator):  # type: ignore[misc]
         """Leaves the pod as it is when it stops following it: what becomes of it is decided here."""
+
+        def get_or_create_pod(self, *args: Any, **kwargs: Any) -> V1Pod:
+            """None any more once the task is told to end."""
+            if here.cancelled.is_set():
+                raise OSError("the task was cancelled before its pod was made")
+            return super().get_or_create_pod(*args, **kwargs)
 
         def post_complete_action(self, **kwargs: Any) -> None:
             """Nothing: the stock action would mark a pod that still works as done with."""
@@ -207,17 +213,26 @@ def tidy(cluster: Cluster, task: str, what: str) -> None:
         log.warning("its pod could not be removed, `sweep` will: %s", error)
 
 
-def _at_work(cluster: Cluster, task: str) -> bool:
-    """Whether a pod of this task is at work already. More than one (an API that answered late): the oldest stays."""
-    found = _pods_of(cluster, task)
+def _at_work(cluster: Cluster, labels: Mapping[str, str]) -> bool:
+    """Whether a pod of this task is at this very work already; what else it has is removed.
+
+    More than one (an API that answered late): the oldest stays. Other work: what is asked has changed since.
+    """
+    found = _pods_of(cluster, labels[TASK_LABEL])
     alive = sorted(
-        (p for p in found if p.status.phase not in _ENDED and p.metadata.deletion_timestamp is None),
+        (
+            p
+            for p in found
+            if p.status.phase not in _ENDED
+            and p.metadata.deletion_timestamp is None
+            and p.metadata.labels.get(WORK_LABEL) == labels[WORK_LABEL]
+        ),
         key=lambda p: p.metadata.creation_timestamp,
     )
     for pod in found:
         if pod not in alive[:1]:
             log.info("pod %s (%s) of an earlier try is removed", pod.metadata.name, pod.status.phase)
-            cluster.remove(pod.metadata.name, now=pod.metadata.deletion_timestamp is not None)
+            cluster.remove(pod.metadata.name, now=True)
     if alive:
         log.info("pod %s is at work already: it is followed, no other is made", alive[0].metadata.name)
     return bool(alive)

@@ -6,12 +6,13 @@ of a line names runs in its task, or in a pod as `python -m aifactory.jobs`. DAG
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from aifactory.errors import InfrastructureFault, TrainingDefect
+from aifactory.errors import Defect, InfrastructureFault, TrainingDefect
 from aifactory.reasons import ReasonCode
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _STOPPED_FROM_OUTSIDE = {
     ReasonCode.NODE_LOST,
     ReasonCode.PROCESS_KILLED,
 }
+NUM_REPLACEMENTS = 3
+"""New pods that one try may make for a training that is stopped from outside; then the task's budget takes over."""
 
 
 def train(here: Station, order_id: str, phase: str) -> dict[str, Any]:
@@ -53,15 +56,16 @@ def elsewhere(here: Station, work: str) -> CarryOut | None:
 
 
 def limits(spec: LineSpec, work: str) -> dict[str, Any]:
-    """Arguments of the task of some work: what may run in a pod gets the pod's time, and its waiting.
+    """Arguments of the task of some work: what may run in pods gets the time of all that a try may make, one by one.
 
-    A training process is stopped by its own limit first, its task soon after.
+    Processes and pods are stopped by their own limit, `compute.timeout_minutes`; the task's is there if that fails.
     """
     compute = spec.compute
     if work not in compute.in_pods and work != "train":
         return {}
-    waiting = timedelta(minutes=compute.queue_minutes + compute.start_minutes)
-    return {"execution_timeout": timedelta(minutes=compute.timeout_minutes) + waiting + _MARGIN}
+    num_pods = 1 + NUM_REPLACEMENTS if work == "train" else 1
+    of_one = timedelta(minutes=compute.timeout_minutes + compute.queue_minutes + compute.start_minutes) + _MARGIN
+    return {"execution_timeout": num_pods * of_one}
 
 
 def _cluster(here: Station, work: str) -> Cluster | None:
@@ -150,8 +154,8 @@ class _Pods:
     def _run(self, work: _Work) -> PodEnd:
         """Run pods until one ends well.
 
-        One that is stopped from outside is followed by another at once if it had come further than the one before:
-        that is no storm, and a long training may be stopped often. All else goes to the task's budgets.
+        A training that is stopped from outside goes on in another pod at once if it had come further than the one
+        before, a few times in one try; all else goes to the task's budgets.
         """
         from orchestration import clusterwork
         from orchestration.pods import Shape, describe
@@ -164,17 +168,27 @@ class _Pods:
             here.factory.settings, compute, shape, work.program, work.arguments, line=here.spec.line, task=self._task
         )
         waits = {"queue_s": int(compute.queue_minutes * 60), "start_s": int(compute.start_minutes * 60)}
-        while True:
+        for replaced in itertools.count():
             before = self._newest_checkpoint(work)
             try:
                 return clusterwork.run_in_pod(here, self._cluster, manifest, work.what, work.failure, waits)
             except InfrastructureFault as fault:
                 if fault.reason is ReasonCode.OUT_OF_MEMORY:
                     self._out_of_memory(fault, shape, larger)
-                after = self._newest_checkpoint(work)
-                if fault.reason not in _STOPPED_FROM_OUTSIDE or after == before or work.order is None:
+                if fault.reason not in _STOPPED_FROM_OUTSIDE or replaced == NUM_REPLACEMENTS or here.cancelled.is_set():
+                    raise
+                try:
+                    after = self._newest_checkpoint(work)
+                except InfrastructureFault:
+                    raise fault from None
+                if work.order is None or after <= before:
                     raise
                 self._goes_on(work.order, fault, after)
+            except TrainingDefect as defect:
+                if work.order is None and defect.reason is ReasonCode.TRAINING_FAILED:
+                    raise Defect(ReasonCode.INTERNAL, defect.message) from defect
+                raise
+        raise AssertionError  # the count has no end
 
     def _newest_checkpoint(self, work: _Work) -> str:
         """Names the newest checkpoint of a training; empty where there is none."""

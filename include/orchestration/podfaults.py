@@ -7,6 +7,7 @@ again, an evicted pod does not.
     exit code 3, 4, 143                                     defect, infrastructure fault, asked to stop
     OOMKilled                                               OUT_OF_MEMORY
     evicted, preempted, deleted, node lost                  infrastructure fault, by that name
+    longer than compute.timeout_minutes                     DEADLINE_MISSED
     waiting: image, secret, container                       defect where waiting cannot help
     not placed, not started in time                         START_TIMEOUT
     the API did not answer, or refused                      CLUSTER_UNREACHABLE; CLUSTER_DENIED, QUOTA_EXCEEDED, ...
@@ -39,6 +40,7 @@ _BY_STATUS = {
     "DeletionByTaintManager": (ReasonCode.NODE_LOST, "was put out by a taint of its node"),
     "EvictionByEvictionAPI": (ReasonCode.POD_EVICTED, "was evicted through the API (a drained node)"),
     "TerminationByKubelet": (ReasonCode.NODE_LOST, "was ended by its node"),
+    "DeadlineExceeded": (ReasonCode.DEADLINE_MISSED, "ran longer than compute.timeout_minutes"),
     "DeletionByPodGC": (ReasonCode.NODE_LOST, "was on a node that is gone"),
 }
 """`status.reason` of a failed pod, or the reason of its condition DisruptionTarget (Kubernetes 1.26 and later)."""

@@ -23,6 +23,8 @@ PLANT_LABEL = "ai-factory/plant"
 LINE_LABEL = "ai-factory/line"
 TASK_LABEL = "ai-factory/task"
 """Names the task that waits for the pod, whichever its try: see `task_label`."""
+WORK_LABEL = "ai-factory/work"
+"""Names what the pod does: program and arguments."""
 TASK_ANNOTATIONS = {name: f"ai-factory/{name.replace('_', '-')}" for name in ("dag_id", "run_id", "task_id")}
 """Which task waits for the pod, in full: labels are cut to 63 characters."""
 
@@ -91,6 +93,7 @@ def describe(
             PLANT_LABEL: settings.plant_id or "none",
             LINE_LABEL: line,
             TASK_LABEL: task_label(settings, task),
+            WORK_LABEL: _digest([program, *arguments]),
         },
         "annotations": {TASK_ANNOTATIONS[name]: value for name, value in task.items()},
     }
@@ -113,6 +116,7 @@ def describe(
     if compute.gpu_class and shape.gpus:
         wanted[settings.pod_gpu_class_label] = compute.gpu_class
     spec |= {
+        "activeDeadlineSeconds": round(60 * (compute.timeout_minutes + compute.start_minutes)),
         **({"nodeSelector": wanted} if wanted else {}),
         **({"imagePullSecrets": [{"name": settings.pod_pull_secret}]} if settings.pod_pull_secret else {}),
         **({"priorityClassName": settings.pod_priority_class} if settings.pod_priority_class else {}),
@@ -122,8 +126,11 @@ def describe(
 
 def task_label(settings: Settings, task: Mapping[str, str]) -> str:
     """A label's value for a task of a plant: its ids may be longer than the 63 characters that a label has."""
-    named = [settings.plant_id, *(task[name] for name in TASK_ANNOTATIONS)]
-    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
+    return _digest([settings.plant_id, *(task[name] for name in TASK_ANNOTATIONS)])
+
+
+def _digest(words: list[str]) -> str:
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
 
 
 def _environment(settings: Settings, shape: Shape) -> dict[str, str]:

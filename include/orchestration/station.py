@@ -6,9 +6,10 @@ Nothing here relies on a logical date: runs that assets or people trigger have n
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,6 +37,8 @@ class Station:
 
     spec: LineSpec
     context: Mapping[str, Any]
+    cancelled: threading.Event = field(default_factory=threading.Event, compare=False)
+    """Set when the task is told to end: nothing new may be begun."""
 
     @cached_property
     def factory(self) -> Factory:
@@ -121,7 +124,12 @@ class Station:
 
         Airflow asks the operator; a function task's operator has no answer of its own.
         """
-        self.context["ti"].task.on_kill = end
+
+        def cancel() -> None:
+            self.cancelled.set()
+            end()
+
+        self.context["ti"].task.on_kill = cancel
 
     def end_here(self, made: Mapping[str, Any], why: str) -> NoReturn:
         """Succeed with a result, and skip every task that comes after this one.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from aifactory import jobs
 from aifactory.ledger import EventKind, ProductionEvent
 from aifactory.reasons import ReasonCode
 from orchestration.clusterwork import api_errors, connected_cluster
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 MIN_AGE = timedelta(minutes=1)
 """Younger pods are left alone: the task that made one may not be on record yet."""
+_UNIT_KINDS = {"train": "model", "ingest": "batch", "score": "predictions"}
+_JOB_AGE = timedelta(days=1)
+"""What a job left in S3 is kept so long: the next try of its task may take it."""
 _OVER = frozenset({"success", "failed", "skipped", "removed", "upstream_failed"})
 
 
@@ -28,17 +32,18 @@ def sweep(here: Station) -> dict[str, Any]:
     """Remove the line's orphans.
 
     Returns:
-        {"num_pods": pods of the line, "num_removed", "removed": their names}
+        {"num_pods": pods of the line, "num_removed", "removed": their names, "jobs": names of removed jobs}
 
     Raises:
         InfrastructureFault: the cluster does not answer.
         Defect: the cluster does not let the plant look, or remove.
     """
     settings, line = here.factory.settings, here.spec.line
+    left = jobs.prune(here.factory, line, _JOB_AGE)
     cluster = connected_cluster(settings.kubernetes_conn_id)
     if cluster is None:
         log.info("no cluster is connected: work runs on this machine")
-        return {"num_pods": 0, "num_removed": 0, "removed": []}
+        return {"num_pods": 0, "num_removed": 0, "removed": [], "jobs": left}
     removed = []
     with api_errors("sweeping"):
         selector = f"{PLANT_LABEL}={settings.plant_id},{LINE_LABEL}={line}"
@@ -50,7 +55,7 @@ def sweep(here: Station) -> dict[str, Any]:
                 cluster.remove(pod.metadata.name)
                 _record(here, pod, why)
                 removed.append(pod.metadata.name)
-    return {"num_pods": len(pods), "num_removed": len(removed), "removed": removed}
+    return {"num_pods": len(pods), "num_removed": len(removed), "removed": removed, "jobs": left}
 
 
 def _orphaned(ti: Any, pod: V1Pod) -> str:
@@ -78,12 +83,13 @@ def task_of(pod: V1Pod) -> Mapping[str, str] | None:
 
 
 def _record(here: Station, pod: V1Pod, why: str) -> None:
-    name = pod.metadata.name
+    name, task = pod.metadata.name, task_of(pod)
+    stage = task["dag_id"].rpartition(".")[2] if task else "train"
     here.factory.ledger.record(
         ProductionEvent(
             line=here.spec.line,
-            station="train",
-            unit_kind="model",
+            station=stage if stage in _UNIT_KINDS else "train",
+            unit_kind=_UNIT_KINDS.get(stage, "model"),
             unit=name,
             event=EventKind.FAILED,
             key=f"orphan/{here.spec.line}/{pod.metadata.uid}",

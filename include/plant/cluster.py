@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from plant.secrets import read_secrets
 
 if TYPE_CHECKING:
     from kubernetes.client import CoreV1Api
+
+log = logging.getLogger(__name__)
 
 NAMESPACE = "ai-factory"
 _TIMEOUT_S = 15
@@ -55,6 +58,13 @@ def connect(settings: Settings, kubeconfig: Path, context: str | None = None, na
     except HTTPError as error:
         raise PlantError(f"the cluster of {kubeconfig} does not answer: {error}") from error
     _ensure_connection(settings, {"kube_config": json.dumps(whole), "namespace": namespace})
+    outside = sorted({"exec", "auth-provider", "tokenFile"} & set(whole["users"][0]["user"]))
+    if outside:
+        log.warning(
+            "the kubeconfig's user has %s: Airflow's scheduler must find it under the same path, which the plant in "
+            "containers does not; a service account's token needs nothing (docs/kubernetes.md)",
+            " and ".join(outside),
+        )
     return (
         f"namespace {namespace} of a cluster of {nodes} nodes, as the Airflow connection {settings.kubernetes_conn_id}"
     )
@@ -70,7 +80,9 @@ def disconnect(settings: Settings) -> bool:
 
 
 def self_contained(kubeconfig: Path, context: str | None = None) -> dict[str, Any]:
-    """A kubeconfig of one context, with the content of the files that it names: it is read on other machines too.
+    """A kubeconfig of one context, with the content of the certificates that it names: other machines read it too.
+
+    A `tokenFile` stays a path, because such tokens change, and a program (`exec`) stays a program.
 
     Raises:
         PlantError: it cannot be read, or has no such context.
@@ -87,8 +99,6 @@ def self_contained(kubeconfig: Path, context: str | None = None) -> dict[str, An
             for name in [n for n in ("certificate-authority", "client-certificate", "client-key") if n in part]:
                 content = (kubeconfig.parent / part.pop(name)).read_bytes()
                 part[f"{name}-data"] = base64.b64encode(content).decode()
-            if "tokenFile" in part:
-                part["token"] = (kubeconfig.parent / part.pop("tokenFile")).read_text().strip()
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         named = f"{kubeconfig} and context {context!r}" if context else str(kubeconfig)
         raise PlantError(f"{named}: no kubeconfig that can be used: {type(error).__name__}: {error}") from error

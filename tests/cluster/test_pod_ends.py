@@ -51,14 +51,16 @@ class Work:
             xcom_push=lambda **_: None,
         )  # fmt: skip
         context = {"ti": ti, "run_id": "test", "task_state_store": None, "dag": SimpleNamespace(dag_id=ti.dag_id)}
-        self.here: Any = SimpleNamespace(context=context, factory=factory, spec=self.spec, on_kill=self._on_kill)
+        self.here: Any = SimpleNamespace(
+            context=context, factory=factory, spec=self.spec, on_kill=self._on_kill, cancelled=threading.Event()
+        )
         self.compute = self.spec.compute
         self.settings = factory.settings.model_copy(update={"trainer_image": os.environ["AIF_TRAINER_IMAGE"]})
         self.here.factory = SimpleNamespace(settings=self.settings, store=factory.store)
         self.cluster = Cluster("kubernetes_default")
 
     def _on_kill(self, end: Callable[[], object]) -> None:
-        self.kill = end
+        self.kill = lambda: (self.here.cancelled.set(), end())
 
     def manifest(self, program: str = "", shape: Shape = SMALL) -> dict[str, Any]:
         pod = describe(

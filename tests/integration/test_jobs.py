@@ -6,6 +6,7 @@ import datetime as dt
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ from tests.model_rows import small_line
 from tests.served import commit_days, contents, serve
 from tests.training_lines import REQUEST, shipped
 
-from aifactory import scoring
-from aifactory.errors import InfrastructureFault, TrainingDefect
+from aifactory import jobs, scoring
+from aifactory.errors import Defect, InfrastructureFault, TrainingDefect
 from aifactory.factory import Factory
 from aifactory.jobs import key
+from aifactory.ledger import EventKind
 from aifactory.line import LineSpec, find_line
 from aifactory.reasons import ReasonCode
 from aifactory.stages import ingest, train
 from aifactory.stages.score import score
+from aifactory.store import Store
 from aifactory.training.launch import environment
+from aifactory.training.outcome import FAULT
 from outside.flights import World
 from plant.secrets import read_secrets
 
@@ -31,8 +35,8 @@ pytestmark = pytest.mark.integration
 CarryOut = Callable[[str], dict[str, Any]]
 
 
-def as_a_pod(f: Factory, line: LineSpec) -> CarryOut:
-    """Runs the program as a pod does: with the trainer's key, without ledger and without the line's files."""
+def program(f: Factory, line: LineSpec, job: str) -> subprocess.CompletedProcess[str]:
+    """The program as a pod runs it: with the trainer's key, without ledger and without the line's files."""
     secrets = read_secrets(f.settings.secrets_file)
     own = {
         "AIF_S3_ACCESS_KEY": secrets["PLANT_TRAINER_ACCESS_KEY"],
@@ -41,11 +45,15 @@ def as_a_pod(f: Factory, line: LineSpec) -> CarryOut:
         "AIF_DATASET_GIT_ROOT": "/nowhere",
     }
 
+    command = [sys.executable, "-m", "aifactory.jobs", "--line", line.line, "--job", job]
+    return subprocess.run(
+        command, env=environment(f.settings) | own, check=False, capture_output=True, text=True, timeout=120
+    )
+
+
+def as_a_pod(f: Factory, line: LineSpec) -> CarryOut:
     def run(job: str) -> dict[str, Any]:
-        command = [sys.executable, "-m", "aifactory.jobs", "--line", line.line, "--job", job]
-        done = subprocess.run(
-            command, env=environment(f.settings) | own, check=False, capture_output=True, text=True, timeout=120
-        )
+        done = program(f, line, job)
         assert done.returncode == 0, done.stderr
         return f.store.get_json(key(line.line, job, ".result.json"))
 
@@ -98,6 +106,63 @@ def test_a_defect_leaves_no_job_and_a_fault_leaves_it_to_the_next_try(factory: F
 
     assert score(f, line, "2013-02-01", "run", found)["days"] == ["2013-02-01"]
     assert contents(f, "jobs/") == {}
+
+
+def test_a_day_whose_model_is_bad_does_not_hold_up_the_days_before(factory: Factory) -> None:
+    f, line = factory, small_line()
+    commit_days(f, line, "2013-01-30", "2013-02-03")
+    serve(f, line, ("1", "2013-01-31"), ("2", "2013-02-01"))
+    f.store.put("models/flight_delay/2/model.onnx", b"altered")
+    with pytest.raises(Defect) as caught:
+        score(f, line, None, "bad model", as_a_pod(f, line))
+    assert caught.value.reason is ReasonCode.PACKAGE_INVALID
+    assert [*scoring.scored_days(f, line).read()] == ["2013-02-01"]
+    events = f.ledger.events(line=line.line, station="score", kind=EventKind.FAILED)
+    [failed] = [e for e in events if e.run_id == "bad model"]
+    assert (failed.reason, failed.partition) == (ReasonCode.PACKAGE_INVALID, "2013-02-02")
+
+
+def test_a_job_that_fails_says_why_in_the_store_and_by_its_exit_code(factory: Factory) -> None:
+    f, line = factory, small_line()
+    asked = {"kind": "build_features", "spec": line.model_dump(mode="json")}
+    f.store.put_json(
+        key(line.line, "job", ".json"), asked | {"asked": {"days": ["2013-02-01"], "sql": "SELECT 1 FROM x"}}
+    )
+    done = program(f, line, "job")
+    told = f.store.get_json(key(line.line, "job", ".failure.json"))
+    assert done.returncode == 1, "a traceback: nobody foresaw it"
+    assert (told["kind"], told["reason"]) == ("defect", "TRAINING_FAILED")
+    assert "x" in told["message"]
+    assert program(f, line, "absent").returncode == FAULT
+
+
+def test_a_lost_job_is_removed_after_a_while(factory: Factory) -> None:
+    f, line = factory, "flight_delay"
+    now = datetime.now(UTC)
+    for job, age_h in (("new", 1), ("old", 30)):
+        f.store.put_json(key(line, job, ".json"), {"at": (now - timedelta(hours=age_h)).isoformat()})
+        f.store.put(key(line, job, "/table.parquet"), b"")
+    f.store.put(key(line, "late", ".result.json"), b"")
+    assert jobs.prune(f, line, timedelta(days=1)) == ["late", "old"]
+    assert sorted(contents(f, "jobs/")) == [key(line, "new", ".json"), key(line, "new", "/table.parquet")]
+
+
+def test_the_key_of_pods_writes_candidates_and_jobs_alone(factory: Factory) -> None:
+    f, secrets = factory, read_secrets(factory.settings.secrets_file)
+    pod = Store(
+        f.settings, f.settings.factory_bucket,
+        access_key=secrets["PLANT_TRAINER_ACCESS_KEY"], secret_key=secrets["PLANT_TRAINER_SECRET_KEY"],
+    )  # fmt: skip
+    f.store.put("models/m", b"1")
+    assert pod.get("models/m") == b"1"
+    for allowed in ("candidates/x", "jobs/x"):
+        pod.put(allowed, b"1")
+        pod.delete(allowed)
+    for forbidden in ("models/m", "predictions/x", "accepted/x", "dvc/x", "orders/x", "reports/x"):
+        with pytest.raises(InfrastructureFault, match="AccessDenied"):
+            pod.put(forbidden, b"1")
+    with pytest.raises(InfrastructureFault, match="AccessDenied"):
+        pod.delete("models/m")
 
 
 def test_features_built_elsewhere_are_those_built_here(factory: Factory) -> None:

@@ -239,6 +239,14 @@ def test_an_error_that_nobody_foresaw_fails_the_unit_as_internal(ledger: Ledger,
     assert failed.duration_s >= 0
 
 
+def test_every_reason_of_a_failure_is_on_record_once(ledger: Ledger, line: str) -> None:
+    for reason in (ReasonCode.NODE_LOST, ReasonCode.OUT_OF_MEMORY, ReasonCode.NODE_LOST):
+        with pytest.raises(InfrastructureFault), station(ledger, line, "train", "model", "m", revision="same"):
+            raise InfrastructureFault(reason, "why")
+    failed = [e.reason for e in ledger.unit_history(line, "m") if e.event is EventKind.FAILED]
+    assert failed == [ReasonCode.NODE_LOST, ReasonCode.OUT_OF_MEMORY]
+
+
 def test_the_body_may_choose_the_event(ledger: Ledger, line: str) -> None:
     with station(ledger, line, "train", "model", "m") as work:
         work.event, work.reason, work.revision = EventKind.SCRAPPED, ReasonCode.GAIN_NOT_PROVEN, "late"

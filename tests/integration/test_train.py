@@ -22,6 +22,7 @@ from tests.training_lines import REQUEST, children, command_line, commit, shippe
 from aifactory.errors import DatasetDefect, InfrastructureFault, PackageDefect, SpecError, TrainingDefect
 from aifactory.evaluation import roc_auc
 from aifactory.factory import Factory
+from aifactory.judgement import is_refresh
 from aifactory.ledger import EventKind
 from aifactory.line import LineSpec
 from aifactory.packaging import load_package
@@ -143,7 +144,7 @@ def test_a_refresh_passes_and_the_mlp_goes_on_from_its_champion(factory_mlflow: 
     f.registry(spec).switch(made["version"], expected_etag=None)
     commit(f, spec, "2013-02-15", "2013-02-24")
     order = train.resolve_order(f, spec, {"reason": "CADENCE_DUE", "signal": "cadence/1"})
-    assert train.is_refresh(order)
+    assert is_refresh(order)
     assert order["champion"]["version"] == made["version"]
     lines: list[str] = []
     launch(f.settings, spec.line, order["order_id"], "challenger", 300, lines.append)

@@ -54,7 +54,7 @@ def test_another_context_brings_its_own_cluster_and_user_alone(kubeconfig: Path)
     whole = self_contained(kubeconfig, "far")
     assert whole["current-context"] == "far"
     assert [c["cluster"]["server"] for c in whole["clusters"]] == ["https://b"]
-    assert [u["user"] for u in whole["users"]] == [{"token": "content of token"}]
+    assert [u["user"] for u in whole["users"]] == [{"tokenFile": "token"}]
 
 
 def test_what_is_no_kubeconfig_is_named(kubeconfig: Path):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aifactory import gates, jobs, scoring
 from aifactory.datasets import DatasetVersion
 from aifactory.dayindex import Entry
-from aifactory.errors import GateRefused
+from aifactory.errors import Defect, FactoryError, GateRefused
 from aifactory.factory import Factory
 from aifactory.jobs import CarryOut
-from aifactory.ledger import station
+from aifactory.ledger import Work, station
 from aifactory.line import LineSpec
 from aifactory.packaging import Package, load_package
 from aifactory.reasons import ReasonCode
@@ -100,8 +100,28 @@ class _Desk:
             for day, reign in todo
         ]
         asked = {"revision": self.version.revision, "dir_md5": self.version.dir_md5, "days": days}
-        with jobs.asked(self.f, self.spec, "score", asked, carry_out) as made:
-            yield lambda day, reign: self.f.store.get_table(made["tables"][day])
+        with ExitStack() as stack:
+            try:
+                made = stack.enter_context(jobs.asked(self.f, self.spec, "score", asked, carry_out))
+            except FactoryError as error:
+                for day, reign in todo:
+                    with suppress(FactoryError), self._at_station(day, reign):
+                        raise error
+                raise
+
+            def take(day: str, reign: Reign) -> pa.Table:
+                if day in made["refused"]:
+                    why = made["refused"][day]
+                    raise Defect(ReasonCode[why["reason"]], why["message"])
+                return self.f.store.get_table(made["tables"][day])
+
+            yield take
+
+    def _at_station(self, day: str, reign: Reign) -> AbstractContextManager[Work]:
+        return station(
+            self.f.ledger, self.spec.line, "score", "predictions", day,
+            partition=day, run_id=self.run, revision=f"{reign['version']}:{self.content[day]}",
+        )  # fmt: skip
 
     def _predict(self, day: str, reign: Reign) -> pa.Table:
         version = str(reign["version"])
@@ -120,16 +140,7 @@ class _Desk:
             GateRefused: PREDICTIONS_GATE.
         """
         f, spec, model, rows = self.f, self.spec, str(reign["version"]), self.content[day]
-        with station(
-            f.ledger,
-            spec.line,
-            "score",
-            "predictions",
-            day,
-            partition=day,
-            run_id=self.run,
-            revision=f"{model}:{rows}",
-        ) as work:
+        with self._at_station(day, reign) as work:
             predictions = predict(day, reign)
             work.num_in = predictions.num_rows
             entry = _entry(predictions) | {

@@ -293,7 +293,7 @@ def _verdict(f: Factory, spec: LineSpec, order: Mapping[str, Any], carry_out: Ca
     if carry_out is None:
         verdict = judge_order(f, spec, order)
     else:
-        with jobs.asked(f, spec, "evaluate", {"order_id": order["order_id"]}, carry_out) as made:
+        with jobs.asked(f, spec, "evaluate", _judged_content(f, spec, order), carry_out) as made:
             verdict = made["verdict"]
     folder = _report_folder(spec, order["order_id"])
     page = f"{folder}/index.html"
@@ -301,6 +301,18 @@ def _verdict(f: Factory, spec: LineSpec, order: Mapping[str, Any], carry_out: Ca
     f.store.put(page, evaluation_page(order, judged).encode(), content_type="text/html; charset=utf-8")
     f.store.put_json(f"{folder}/evaluation.json", judged)
     return judged
+
+
+def _judged_content(f: Factory, spec: LineSpec, order: Mapping[str, Any]) -> dict[str, Any]:
+    """What a verdict depends on."""
+    from aifactory.training.run import candidate_prefix
+
+    packages = [candidate_prefix(spec.line, order["order_id"], "challenger")]
+    packages += [order["champion"]["package"]] if order["champion"] else []
+    return {
+        "order_id": order["order_id"],
+        "models": [read_manifest(f.store, package)["digest"] for package in packages],
+    }
 
 
 def _refit_strays(f: Factory, spec: LineSpec, order: Mapping[str, Any]) -> str:

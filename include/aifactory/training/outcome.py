@@ -85,8 +85,8 @@ def describe(error: Exception) -> dict[str, str]:
     if isinstance(error, FactoryError):
         kind = "defect" if isinstance(error, Defect) else "fault"
         return {"reason": error.reason.value, "message": error.message, "kind": kind}
-    if isinstance(error, MemoryError):
-        message = "training ran out of memory; raise compute.memory_gb"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":  # DuckDB's is its own
+        message = f"there was not enough memory; raise compute.memory_gb ({error})"
         return {"reason": ReasonCode.OUT_OF_MEMORY.value, "message": message, "kind": "fault"}
     message = f"the code failed in a way that nobody foresaw: {type(error).__name__}: {error}"
     return {"reason": ReasonCode.TRAINING_FAILED.value, "message": message, "kind": "defect"}
