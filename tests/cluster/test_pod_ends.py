@@ -223,9 +223,17 @@ def test_a_second_try_follows_the_pod_of_the_first(work: Work):
         time.sleep(0.2)
     again = Work(Factory(work.settings), work.core, work.here.context["ti"].task_id)
     [before] = work.pods()
-    end = again.run("raise SystemExit('a second pod was made')")
+    end = again.run(program)
     assert end.name == before.metadata.name
     thread.join(30)
+    work.leaves_no_pod()
+
+
+def test_a_second_try_that_is_asked_for_other_work_does_not_take_that_of_the_first(work: Work):
+    earlier = work.manifest("import time; time.sleep(60)")
+    earlier["metadata"]["name"] = "of-the-first-try"
+    work.core.create_namespaced_pod(NAMESPACE, earlier)
+    assert work.run("print('other work')").name != "of-the-first-try"
     work.leaves_no_pod()
 
 
