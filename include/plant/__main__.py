@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     connect.add_argument("--kubeconfig", type=Path, help="default: KUBECONFIG, else ~/.kube/config")
     connect.add_argument("--context", help="of the kubeconfig; default its current one")
     connect.add_argument("--namespace", default=cluster.NAMESPACE, help="where pods are made (%(default)s)")
+    connect.add_argument("--server", help="URL of the cluster's API as Airflow reaches it; default the kubeconfig's")
     commands.add_parser("disconnect", help="train on this machine again")
     commands.add_parser("secrets", help="generate the secrets that are missing")
     commands.add_parser("container-prepare", help="in containers: give every part its share of the secrets")
@@ -75,7 +76,7 @@ def _demo(_: argparse.Namespace) -> int:
 
 def _connect(chosen: argparse.Namespace) -> int:
     named = chosen.kubeconfig or os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config"
-    done = cluster.connect(load_settings(), Path(named), chosen.context, chosen.namespace)
+    done = cluster.connect(load_settings(), Path(named), chosen.context, chosen.namespace, chosen.server)
     Console().print(f"Training now runs in pods: {done}.", soft_wrap=True)
     return 0
 

@@ -11,6 +11,7 @@ import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from aifactory.settings import Settings
 from plant.api import AirflowApi, airflow_api
@@ -26,7 +27,13 @@ NAMESPACE = "ai-factory"
 _TIMEOUT_S = 15
 
 
-def connect(settings: Settings, kubeconfig: Path, context: str | None = None, namespace: str = NAMESPACE) -> str:
+def connect(
+    settings: Settings,
+    kubeconfig: Path,
+    context: str | None = None,
+    namespace: str = NAMESPACE,
+    server: str | None = None,
+) -> str:
     """Make the namespace and the secret, and the Airflow connection; safe to repeat.
 
     Args:
@@ -34,6 +41,8 @@ def connect(settings: Settings, kubeconfig: Path, context: str | None = None, na
         kubeconfig: how to reach the cluster; what it says is kept in the connection, encrypted by Airflow.
         context: of the kubeconfig; default its current one.
         namespace: where pods are made.
+        server: URL of the API as Airflow reaches it, where that is not the kubeconfig's: to a plant in containers,
+            loopback is a container.
 
     Returns:
         What was connected, in words.
@@ -57,6 +66,8 @@ def connect(settings: Settings, kubeconfig: Path, context: str | None = None, na
         ) from error
     except HTTPError as error:
         raise PlantError(f"the cluster of {kubeconfig} does not answer: {error}") from error
+    if server:
+        whole = reached_by(whole, server)
     _ensure_connection(settings, {"kube_config": json.dumps(whole), "namespace": namespace})
     outside = sorted({"exec", "auth-provider", "tokenFile"} & set(whole["users"][0]["user"]))
     if outside:
@@ -106,6 +117,14 @@ def self_contained(kubeconfig: Path, context: str | None = None) -> dict[str, An
         "apiVersion": "v1", "kind": "Config", "current-context": wanted,
         "contexts": [chosen], "clusters": [cluster], "users": [user],
     }  # fmt: skip
+
+
+def reached_by(whole: dict[str, Any], server: str) -> dict[str, Any]:
+    """A kubeconfig of one context whose API is reached by another URL; its certificate stays that of the first."""
+    [named] = whole["clusters"]
+    known = named["cluster"]
+    name = known.get("tls-server-name") or urlsplit(known["server"]).hostname
+    return whole | {"clusters": [named | {"cluster": known | {"server": server, "tls-server-name": name}}]}
 
 
 def _api(kubeconfig: Path, whole: dict[str, Any]) -> CoreV1Api:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from plant.cluster import self_contained
+from plant.cluster import reached_by, self_contained
 from plant.errors import PlantError
 
 
@@ -55,6 +55,13 @@ def test_another_context_brings_its_own_cluster_and_user_alone(kubeconfig: Path)
     assert whole["current-context"] == "far"
     assert [c["cluster"]["server"] for c in whole["clusters"]] == ["https://b"]
     assert [u["user"] for u in whole["users"]] == [{"tokenFile": "token"}]
+
+
+def test_another_url_of_the_api_keeps_the_name_on_its_certificate(kubeconfig: Path):
+    [reached] = reached_by(self_contained(kubeconfig), "https://10.0.0.1:6443")["clusters"]
+    assert reached["cluster"]["server"] == "https://10.0.0.1:6443"
+    assert reached["cluster"]["tls-server-name"] == "a"
+    assert "certificate-authority-data" in reached["cluster"]
 
 
 def test_what_is_no_kubeconfig_is_named(kubeconfig: Path):
