@@ -65,7 +65,7 @@ cluster-down:
 	@scripts/cluster.sh down
 
 cluster-connect: .venv/installed
-	@$(BIN)/python -m plant connect
+	@$(BIN)/python -m plant connect $(ARGS)
 
 cluster-disconnect: .venv/installed
 	@$(BIN)/python -m plant disconnect
