@@ -3,8 +3,8 @@
     rate       samples a second of the training program's step loop, as the factory runs it, against a bare torch loop
                in a pod of the same image and shape; neighbouring pairs, the median of their ratios
     overhead   from the making of an undisturbed pod to its first step
-    goodput    one long training whose pods are killed, stopped and evicted at random moments (seeded): steps times
-               the undisturbed seconds a step ÷ wall, from the beginning of the task to the last step
+    goodput    one long training whose pods are killed, stopped and evicted at random moments (seeded): steps that
+               were kept, at the undisturbed seconds a step, ÷ wall, from the task's beginning to the last step
 
 Everything that was seen is kept in `var/bench_pods.json`.
 """
@@ -244,9 +244,8 @@ def _goodput(seen: Disturbed) -> Ratio:
         "num_tries": seen.num_tries,
         "wall_s": round(found["wall_s"], 1),
         "effective_s": round(found["effective_s"], 1),
-        "ms_per_step": round(1000 * found["step_s"], 3),
-        "measured_over_s": round(found["measured_over_s"]),
         "lost_s": {name: round(found["lost_s"][name], 1) for name in (*REASONS, "other")},
+        "by_the_speed_of_the_longest_stretch": round(found["of_longest"]["goodput"], 3),
         "checkpoint_stalls_s": round(stalls(seen.tracks).get("checkpoints_s", 0.0), 1),
     }
     return Ratio("goodput of a training under faults", found["goodput"], 0.9, at_most=False, detail=detail)

@@ -23,9 +23,10 @@ REASONS = (
     "start",
     "import and data",
     "steps done twice",
-    "slower steps",
 )
 """What can cost a disturbed training time, but for `other`."""
+_FEW_STEPS = 200
+"""Told steps over fewer than these give no speed of their own."""
 
 
 @dataclass
@@ -135,13 +136,11 @@ def overhead(track: Track, import_s: float) -> dict[str, float]:
     }
 
 
-def undisturbed_step_s(tracks: Sequence[Track], struck: Mapping[str, float]) -> tuple[float, float]:
-    """Seconds a step in the longest stretch without a fault, and how long that was, s."""
-    return max((t.step_s(struck.get(t.name, math.inf)) for t in tracks), key=lambda found: found[1])
-
-
 def account(began: float, tracks: Sequence[Track], struck: Mapping[str, float]) -> dict[str, Any]:
     """What became of the wall time of a training, from a moment to the last step of its last pod.
+
+    A step that was kept counts as much as a step of the same pod takes undisturbed: a shared machine has another speed
+    from minute to minute, and one speed for all would make good or bad of that.
 
     Args:
         began: when the task began.
@@ -149,12 +148,18 @@ def account(began: float, tracks: Sequence[Track], struck: Mapping[str, float]) 
         struck: when the fault struck which pod.
 
     Returns:
-        {"goodput", "wall_s", "effective_s", "step_s", "measured_over_s", "lost_s": {reason: seconds}}
+        {"goodput", "wall_s", "effective_s", "lost_s": {reason: seconds}, "of_longest": {...}}, the last by the speed
+        of the longest undisturbed stretch alone: {"goodput", "step_s", "over_s"}
     """
-    step_s, measured_over_s = undisturbed_step_s(tracks, struck)
+    stretches = {t.name: t.step_s(struck.get(t.name, math.inf)) for t in tracks}
+    longest_step_s, over_s = max(stretches.values(), key=lambda found: found[1])
     lost = dict.fromkeys(REASONS, 0.0)
     lost["before the first pod"] = tracks[0].made_at - began
-    for track, later in zip(tracks, [*tracks[1:], None], strict=True):
+    effective_s = 0.0
+    for number, track in enumerate(tracks):
+        later = tracks[number + 1] if number + 1 < len(tracks) else None
+        long_enough = len(track.steps) > 1 and track.steps[-1][1] - track.steps[0][1] >= _FEW_STEPS
+        step_s = stretches[track.name][0] if long_enough else longest_step_s
         end = _end_of_steps(track, struck, later)
         moving = track.moving_at(step_s)
         marks = [track.made_at]
@@ -162,24 +167,23 @@ def account(began: float, tracks: Sequence[Track], struck: Mapping[str, float]) 
             marks.append(end if mark is None else min(max(mark, marks[-1]), end))  # in order, none after the end
         for reason, (a, b) in zip(("schedule", "start", "import and data"), pairwise(marks), strict=True):
             lost[reason] += b - a
-        done = track.reached(end, step_s) - track.resumed_from if moving is not None else 0.0
-        lost["slower steps"] += end - marks[-1] - done * step_s
-        if later is None:
-            continue
-        gone = min(track.gone_at or later.made_at, later.made_at)
-        lost["from the fault to the pod's end"] += max(gone - end, 0.0)
-        lost["wait for the next pod"] += later.made_at - max(gone, end)
-        lost["steps done twice"] += _twice(track, end, tracks, step_s) * step_s
+        if moving is not None:
+            kept_until = next((t.resumed_from for t in tracks[number + 1 :] if t.steps), track.num_steps)
+            effective_s += (kept_until - track.resumed_from) * step_s
+            lost["steps done twice"] += max(0.0, track.reached(end, step_s) - kept_until) * step_s
+        if later is not None:
+            over = max(min(track.ended_at or later.made_at, track.gone_at or later.made_at, later.made_at), end)
+            lost["from the fault to the pod's end"] += over - end
+            lost["wait for the next pod"] += later.made_at - over
     wall_s = tracks[-1].steps[-1][0] - began
-    effective_s = tracks[-1].num_steps * step_s
     lost["other"] = wall_s - effective_s - sum(lost.values())
+    of_longest = {"goodput": tracks[-1].num_steps * longest_step_s / wall_s, "step_s": longest_step_s, "over_s": over_s}
     return {
         "goodput": effective_s / wall_s,
         "wall_s": wall_s,
         "effective_s": effective_s,
-        "step_s": step_s,
-        "measured_over_s": measured_over_s,
         "lost_s": lost,
+        "of_longest": of_longest,
     }
 
 
@@ -212,10 +216,3 @@ def _end_of_steps(track: Track, struck: Mapping[str, float], later: Track | None
         return told
     end = max(told, struck.get(track.name, told))
     return min(end, track.gone_at or end, later.made_at)
-
-
-def _twice(track: Track, end: float, tracks: Sequence[Track], step_s: float) -> float:
-    """Steps of a pod that a later one did again."""
-    later = tracks[list(tracks).index(track) + 1 :]
-    resumed = next((t.resumed_from for t in later if t.steps), 0)
-    return max(0.0, track.reached(end, step_s) - max(resumed, track.resumed_from)) if track.steps else 0.0
