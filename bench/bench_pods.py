@@ -1,7 +1,8 @@
 """Training in pods of a real cluster: its rate, what a pod costs, and what is left under faults.
 
     rate       samples a second of the training program's step loop, as the factory runs it, against a bare torch loop
-               in a pod of the same image and shape; neighbouring pairs, the median of their ratios
+               in a pod of the same image and shape: beside each other, in the time in which both step (a shared machine
+               has another speed from minute to minute), and one after the other
     overhead   from the making of an undisturbed pod to its first step
     goodput    one long training whose pods are killed, stopped and evicted at random moments (seeded): steps that
                were kept, at the undisturbed seconds a step, ÷ wall, from the task's beginning to the last step
@@ -27,11 +28,11 @@ from aifactory.recipes.tabular_mlp import TabularMlpParameters
 from bench import bare_loop
 from bench.podlab import FAULTS, Watcher, check_needs, connected_plant
 from bench.podlab import PodLab as Lab
-from bench.podtime import REASONS, Track, account, overhead, samples_per_s, stalls
+from bench.podtime import REASONS, Track, account, overhead, rate_beside, samples_per_s, stalls
 from bench.ratio import Ratio
 
-NUM_ROUNDS = 5
-RATE_EPOCHS = 60
+NUM_ALONE, NUM_BESIDE = 3, 5
+RATE_EPOCHS = 50
 SEED = 1
 MEAN_TIME_BETWEEN_FAULTS_S = 150.0
 MIN_FAULTS = 3
@@ -42,24 +43,29 @@ _SEEN = Path("var/bench_pods.json")
 
 
 @dataclass(frozen=True)
+class Bare:
+    """What a bare loop said."""
+
+    program_s: float
+    recipe_s: float
+    marks: list[tuple[float, int]]
+
+    @property
+    def rate(self) -> float:
+        """Samples a second."""
+        (began, first), (ended, last) = self.marks[0], self.marks[-1]
+        return (last - first) / (ended - began)
+
+
+@dataclass(frozen=True)
 class Round:
-    """A training and the bare loop beside it."""
+    """A training, and the bare loop beside it or after it."""
 
     track: Track
     made: dict[str, Any]
     before_s: float
     after_s: float
-    bare: dict[str, float]
-
-    @property
-    def rate(self) -> float:
-        """Samples a second."""
-        return samples_per_s(self.track, _PARAMETERS.batch_rows)
-
-    @property
-    def bare_rate(self) -> float:
-        """Samples a second of the bare loop."""
-        return self.bare["rows"] / self.bare["seconds"]
+    bare: Bare
 
 
 @dataclass(frozen=True)
@@ -78,28 +84,52 @@ def run() -> list[Ratio]:
     with connected_plant() as lab, Watcher(lab.core) as watcher:
         _say("the history is taken in")
         lab.take_in_the_history()
-        rounds = _rounds(lab, watcher)
-        _keep("rounds", [asdict(each) for each in rounds])
-        ratios = [_rate(rounds), _overhead(rounds)]
-        epochs = round(STEPPING_S * median(each.rate for each in rounds) / rounds[0].track.num_rows)
-        disturbed = _disturb(lab, watcher, epochs)
+        alone, beside = _rounds(lab, watcher)
+        _keep("alone", [asdict(each) for each in alone])
+        _keep("beside", [asdict(each) for each in beside])
+        speed = median(samples_per_s(each.track, _PARAMETERS.batch_rows) for each in alone)
+        disturbed = _disturb(lab, watcher, round(STEPPING_S * speed / alone[0].track.num_rows))
         _keep("disturbed", asdict(disturbed))
-    return [*ratios, _goodput(disturbed)]
+    return [rate(alone, beside), overheads(alone), goodput(disturbed)]
 
 
 # --- rate and overhead
-def _rounds(lab: Lab, watcher: Watcher) -> list[Round]:
+def _rounds(lab: Lab, watcher: Watcher) -> tuple[list[Round], list[Round]]:
+    """Trainings with the node to themselves, a bare loop after each; and trainings beside one."""
     lab.set_parameters(f"{{epochs: {RATE_EPOCHS}}}")
-    rounds: list[Round] = []
     shape = _shape(lab, watcher)
-    for number in range(NUM_ROUNDS):
-        bare: dict[str, float] = {}
-        if number % 2:
-            bare = _bare(lab, number, shape)
-        track, made, before_s, after_s = _train(lab, watcher, f"bench: rate {number}")
-        rounds.append(Round(track, made, before_s, after_s, bare or _bare(lab, number, shape)))
-        _say(f"round {number}: {rounds[-1].rate:.0f} samples/s, bare {rounds[-1].bare_rate:.0f}")
-    return rounds
+    program = Path(bare_loop.__file__).read_text()
+    alone, beside = [], []
+    for number in range(NUM_ALONE):
+        trained = _train(lab, watcher, f"bench: alone {number}")
+        lab.come_to_rest()
+        with lab.bare(f"bare-{number}", program, json.dumps(shape | {"seconds": 40})):
+            time.sleep(40)
+            bare = _said(lab, f"bare-{number}", 40)
+        lab.come_to_rest()
+        alone.append(Round(*trained, bare))
+        _say(f"alone: {samples_per_s(trained[0], _PARAMETERS.batch_rows):.0f} samples/s, bare {bare.rate:.0f}")
+    for number in range(NUM_BESIDE):
+        name = f"bare-beside-{number}"
+        with lab.bare(name, program, json.dumps(shape | {"seconds": 1000})):
+            _said(lab, name, 1)
+            trained = _train(lab, watcher, f"bench: beside {number}")
+            bare = _said(lab, name, 1)
+        lab.come_to_rest()
+        beside.append(Round(*trained, bare))
+        ours, base = rate_beside(trained[0], _PARAMETERS.batch_rows, bare.marks)
+        _say(f"beside: {ours:.0f} samples/s, bare {base:.0f}")
+    return alone, beside
+
+
+def _said(lab: Lab, name: str, num_marks: int) -> Bare:
+    """What a bare loop has said so far, as soon as there are so many marks."""
+    deadline = time.monotonic() + 180
+    while len(told := [json.loads(line) for line in lab.log_of(name)]) < num_marks + 1:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"pod {name} does not step")
+        time.sleep(1)
+    return Bare(told[0]["program_s"], told[0]["recipe_s"], [(each["at"], each["rows"]) for each in told[1:]])
 
 
 def _shape(lab: Lab, watcher: Watcher) -> dict[str, Any]:
@@ -113,9 +143,8 @@ def _shape(lab: Lab, watcher: Watcher) -> dict[str, Any]:
         "num_numbers": 2 * len(lab.spec.model.numeric),
         "num_rows": track.num_rows,
         "batch_rows": _PARAMETERS.batch_rows,
-        "epochs": RATE_EPOCHS,
         "threads": max(1, int(lab.spec.compute.cpus)),
-        "skip_steps": _PARAMETERS.report_every,
+        "mark_every": 50,
         "learning_rate": _PARAMETERS.learning_rate,
         "weight_decay": _PARAMETERS.weight_decay,
     }
@@ -128,9 +157,7 @@ def _train(lab: Lab, watcher: Watcher, why: str) -> tuple[Track, dict[str, Any],
     lab.wait_trained(run_id)
     task = lab.tries(run_id)[-1]
     began, ended = (datetime.fromisoformat(task[name]).timestamp() for name in ("start_date", "end_date"))
-    made = lab.made(run_id)
-    lab.come_to_rest()
-    return track, made, track.made_at - began, ended - track.steps[-1][0]
+    return track, lab.made(run_id), track.made_at - began, ended - track.steps[-1][0]
 
 
 def _seen_to_its_end(watcher: Watcher, run_id: str) -> Track:
@@ -145,35 +172,36 @@ def _is_whole(track: Track) -> bool:
     return bool(track.steps) and track.steps[-1][1] == track.num_steps
 
 
-def _bare(lab: Lab, number: int, shape: dict[str, Any]) -> dict[str, float]:
-    said = lab.run_bare(f"bare-{number}", Path(bare_loop.__file__).read_text(), json.dumps(shape))
-    lab.come_to_rest()
-    found: dict[str, float] = json.loads(said.strip().splitlines()[-1])
-    return found
-
-
-def _rate(rounds: list[Round]) -> Ratio:
-    ratios = [each.rate / each.bare_rate for each in rounds]
+def rate(alone: list[Round], beside: list[Round]) -> Ratio:
+    """Rate of the training program ÷ rate of the bare loop."""
+    rates = [rate_beside(each.track, _PARAMETERS.batch_rows, each.bare.marks) for each in beside]
+    ratios = [ours / base for ours, base in rates]
+    after = [(samples_per_s(each.track, _PARAMETERS.batch_rows), each.bare.rate) for each in alone]
     detail = {
-        "samples_per_s": round(median(each.rate for each in rounds)),
-        "bare_samples_per_s": round(median(each.bare_rate for each in rounds)),
+        "samples_per_s": round(median(ours for ours, _ in rates)),
+        "bare_samples_per_s": round(median(base for _, base in rates)),
         "rounds": [round(ratio, 3) for ratio in ratios],
-        **{name: round(value, 3) for name, value in stalls([each.track for each in rounds]).items()},
+        "alone": {
+            "samples_per_s": [round(ours) for ours, _ in after],
+            "bare_samples_per_s": [round(base) for _, base in after],
+        },
+        **{name: round(value, 3) for name, value in stalls([each.track for each in alone]).items()},
     }
     return Ratio(
         "samples/s in a pod ÷ bare torch loop in the same image", median(ratios), 0.97, at_most=False, detail=detail
     )
 
 
-def _overhead(rounds: list[Round]) -> Ratio:
-    import_s = median(each.bare["import_s"] for each in rounds)
-    split = [overhead(each.track, import_s) for each in rounds]
+def overheads(alone: list[Round]) -> Ratio:
+    """What a pod costs until its first step."""
+    program_s, recipe_s = (median(getattr(each.bare, name) for each in alone) for name in ("program_s", "recipe_s"))
+    split = [overhead(each.track, program_s, recipe_s) for each in alone]
     detail = {name: round(median(each[name] for each in split), 2) for name in split[0]}
     detail |= {
-        "task before the pod": round(median(each.before_s for each in rounds), 2),
-        "from the last step to the task's end": round(median(each.after_s for each in rounds), 2),
+        "task before the pod": round(median(each.before_s for each in alone), 2),
+        "from the last step to the task's end": round(median(each.after_s for each in alone), 2),
     }
-    detail |= {name: round(fmean(each.made[name] for each in rounds), 2) for name in ("schedule_s", "start_s")}
+    detail |= {name: round(fmean(each.made[name] for each in alone), 2) for name in ("schedule_s", "start_s")}
     return Ratio(
         "seconds from the making of a pod to its first step", median(e["total"] for e in split), 20.0, detail=detail
     )
@@ -235,9 +263,10 @@ def _strike_at(lab: Lab, watcher: Watcher, run_id: str, moment: float, kind: str
     raise RuntimeError("the training has neither a pod nor an end")
 
 
-def _goodput(seen: Disturbed) -> Ratio:
-    struck = {name: at for at, name, _ in seen.faults}
-    found = account(seen.began, seen.tracks, struck)
+def goodput(seen: Disturbed) -> Ratio:
+    """What is left of a training's time under faults."""
+    found = account(seen.began, seen.tracks, {name: at for at, name, _ in seen.faults})
+    of_longest = found["of_longest"]
     detail = {
         "faults": [f"{at - seen.began:.0f} s {kind}" for at, _, kind in seen.faults],
         "num_pods": len(seen.tracks),
@@ -245,8 +274,13 @@ def _goodput(seen: Disturbed) -> Ratio:
         "wall_s": round(found["wall_s"], 1),
         "effective_s": round(found["effective_s"], 1),
         "lost_s": {name: round(found["lost_s"][name], 1) for name in (*REASONS, "other")},
-        "by_the_speed_of_the_longest_stretch": round(found["of_longest"]["goodput"], 3),
-        "checkpoint_stalls_s": round(stalls(seen.tracks).get("checkpoints_s", 0.0), 1),
+        "ms_a_step": [round(1000 * track.step_s()[0], 2) for track in seen.tracks],
+        "by_the_speed_of_the_longest_stretch": {
+            "goodput": round(of_longest["goodput"], 3),
+            "ms_a_step": round(1000 * of_longest["step_s"], 2),
+            "over_s": round(of_longest["over_s"]),
+        },
+        "checkpoint_stalls_s": round(stalls(seen.tracks).get("checkpoints_s", 0.0), 1),  # within the effective time
     }
     return Ratio("goodput of a training under faults", found["goodput"], 0.9, at_most=False, detail=detail)
 

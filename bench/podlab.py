@@ -42,7 +42,7 @@ _EVICTION = "policy/v1beta1"  # the body's version; clusters from 1.22 on take i
 _REST_S = 3.0
 _GONE = 404
 FAULTS = ("killed", "stopped", "evicted")
-"""Deleted without grace; deleted, which is SIGTERM; evicted through the API."""
+"""Deleted without grace, which still is SIGTERM and two seconds where the node lives; deleted; evicted by the API."""
 
 
 def check_needs() -> None:
@@ -145,8 +145,9 @@ class PodLab:
             raise RuntimeError("the package has no weights to go on from")
         return [len(names) + 1 for names in metadata(weights)["preparation"]["vocabularies"].values()]
 
-    def run_bare(self, name: str, program: str, argument: str, timeout_s: float = 600) -> str:
-        """Run a Python program in a pod of the trainer's image and the line's shape; its log."""
+    @contextmanager
+    def bare(self, name: str, program: str, argument: str) -> Iterator[None]:
+        """A Python program in a pod of the trainer's image and the line's shape; removed at the end."""
         compute = self.spec.compute
         task = dict.fromkeys(TASK_ANNOTATIONS, name)
         pod = describe(self.settings, compute, Shape.of(compute), "bench", [], line=LINE, task=task)
@@ -155,17 +156,23 @@ class PodLab:
         container |= {"command": ["python", "-c", program], "args": [argument]}
         self.core.create_namespaced_pod(NAMESPACE, pod)
         try:
-            deadline = time.monotonic() + timeout_s
-            while (phase := self.core.read_namespaced_pod(name, NAMESPACE).status.phase) not in {"Succeeded", "Failed"}:
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f"pod {name} is {phase} after {timeout_s:.0f} s")
-                time.sleep(1)
-            said: bytes = self.core.read_namespaced_pod_log(name, NAMESPACE, _preload_content=False).data
-            if phase == "Failed":
-                raise RuntimeError(f"pod {name} failed: {said.decode()[-1000:]}")
-            return said.decode()
+            yield
         finally:
             self.core.delete_namespaced_pod(name, NAMESPACE, grace_period_seconds=0)
+
+    def log_of(self, name: str) -> list[str]:
+        """Lines that a pod has said so far; none before its start.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        phase = self.core.read_namespaced_pod(name, NAMESPACE).status.phase
+        if phase == "Pending":
+            return []
+        said = self.core.read_namespaced_pod_log(name, NAMESPACE, _preload_content=False).data.decode()
+        if phase == "Failed":
+            raise RuntimeError(f"pod {name} failed: {said[-1000:]}")
+        return str(said).splitlines()
 
     def strike(self, name: str, kind: str) -> bool:
         """Let a fault happen to a pod; whether it was there."""

@@ -108,6 +108,29 @@ def rows_done(step: int, num_rows: int, batch_rows: int) -> int:
     return passes * num_rows + min(batches * batch_rows, num_rows)
 
 
+def rate_beside(track: Track, batch_rows: int, marks: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Rows a second of a pod's step loop, and of another loop in the time in which both stepped.
+
+    Args:
+        track: the pod.
+        batch_rows: rows of its batches.
+        marks: when the other loop had done how many rows.
+    """
+    (began, _), (ended, _) = marks[0], marks[-1]
+    told = [each for each in track.steps if began <= each[0] <= ended]
+    (began, first), (ended, last) = told[0], told[-1]
+    rows = rows_done(last, track.num_rows, batch_rows) - rows_done(first, track.num_rows, batch_rows)
+    other = _rows_at(marks, ended) - _rows_at(marks, began)
+    return rows / (ended - began), other / (ended - began)
+
+
+def _rows_at(marks: Sequence[tuple[float, int]], moment: float) -> float:
+    for (a, before), (b, after) in pairwise(marks):
+        if a <= moment <= b:
+            return before + (after - before) * (moment - a) / (b - a)
+    raise ValueError("the moment lies outside of the marks")
+
+
 def samples_per_s(track: Track, batch_rows: int) -> float:
     """Rate of a pod's step loop, from the first told step to the last."""
     (began, first), (ended, last) = track.steps[0], track.steps[-1]
@@ -115,23 +138,25 @@ def samples_per_s(track: Track, batch_rows: int) -> float:
     return rows / (ended - began)
 
 
-def overhead(track: Track, import_s: float) -> dict[str, float]:
+def overhead(track: Track, program_s: float, recipe_s: float) -> dict[str, float]:
     """Seconds from the making of a pod to its first told step, by what they went to.
 
     Args:
         track: a pod that was not disturbed.
-        import_s: what importing takes in such a pod, measured apart: the program says nothing before it has its data.
+        program_s: what importing takes in such a pod before the data is read, measured apart: the program does not say.
+        recipe_s: what importing the recipe takes, after the data is read.
     """
     placed, started, learns = track.placed_at, track.started_at, track.learns_at
     if placed is None or started is None or learns is None:
         raise ValueError(f"pod {track.name} was not seen from its making to its first step")
-    first = track.steps[0][0]
+    first, num_first = track.steps[0]
+    stepping = num_first * track.step_s()[0]
     return {
         "schedule": placed - track.made_at,
         "start": started - placed,
-        "import": import_s,
-        "data": learns - started - import_s,
-        "first step": first - learns,
+        "import": program_s + recipe_s,
+        "data": first - stepping - started - program_s - recipe_s,
+        "first steps": stepping,
         "total": first - track.made_at,
     }
 
