@@ -1,8 +1,9 @@
-"""# Sweep: pods that no task waits for any more are removed
+"""# Sweep: what no task waits for any more is removed
 
-Runs every ten minutes; does nothing where no cluster is connected. A task that ends, is cancelled or runs out of time
+Runs every ten minutes; finds nothing where no cluster was ever connected. A task that ends, is cancelled or runs out of time
 takes its pod with it, and one that dies finds its pod again when it is tried anew. What is left after that (a machine
-lost at the wrong moment, a run deleted) is found here, by the plant's label, and removed.
+lost at the wrong moment, a run deleted) is found here, by the plant's label, and removed. So is what a job in a pod
+left in S3 for a task that never took it, once it is a day old.
 
 **Why**: a forgotten pod with a GPU costs money every second, and nobody sees it.
 
@@ -31,10 +32,12 @@ from orchestration.station import station
 
 @every_line
 def sweep(spec: LineSpec) -> None:
-    """Pods without a task → none."""
+    """Pods without a task, and jobs that nobody took → none."""
     with stage_dag(spec, "sweep", __doc__, schedule="*/10 * * * *", params={}):
 
-        @task(doc_md="Removes this line's pods whose task has ended or is gone, and writes each to the ledger.")
+        @task(
+            doc_md="Removes this line's pods whose task has ended or is gone, each with an event in the ledger, and day-old jobs."
+        )
         def remove_orphans() -> dict[str, Any]:
             from orchestration import sweeper
 

@@ -105,7 +105,7 @@ def build_features(f: Factory, spec: LineSpec, job: str, request: Mapping[str, A
     log.info("%d rows of %d days", built.num_rows, len(days))
     table = key(spec.line, job, "/features.parquet")
     f.store.put_table(table, built)
-    return {"table": table, "num_rows": built.num_rows}
+    return {"table": table}
 
 
 def evaluate(f: Factory, spec: LineSpec, job: str, request: Mapping[str, Any]) -> dict[str, Any]:

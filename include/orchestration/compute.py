@@ -6,7 +6,6 @@ of a line names runs in its task, or in a pod as `python -m aifactory.jobs`. DAG
 
 from __future__ import annotations
 
-import itertools
 import logging
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -34,7 +33,7 @@ _STOPPED_FROM_OUTSIDE = {
     ReasonCode.NODE_LOST,
     ReasonCode.PROCESS_KILLED,
 }
-NUM_REPLACEMENTS = 3
+NUM_REPLACEMENTS = 2
 """New pods that one try may make for a training that is stopped from outside; then the task's budget takes over."""
 
 
@@ -168,14 +167,15 @@ class _Pods:
             here.factory.settings, compute, shape, work.program, work.arguments, line=here.spec.line, task=self._task
         )
         waits = {"queue_s": int(compute.queue_minutes * 60), "start_s": int(compute.start_minutes * 60)}
-        for replaced in itertools.count():
+        replacements_left = NUM_REPLACEMENTS
+        while True:
             before = self._newest_checkpoint(work)
             try:
                 return clusterwork.run_in_pod(here, self._cluster, manifest, work.what, work.failure, waits)
             except InfrastructureFault as fault:
                 if fault.reason is ReasonCode.OUT_OF_MEMORY:
                     self._out_of_memory(fault, shape, larger)
-                if fault.reason not in _STOPPED_FROM_OUTSIDE or replaced == NUM_REPLACEMENTS or here.cancelled.is_set():
+                if fault.reason not in _STOPPED_FROM_OUTSIDE or not replacements_left or here.cancelled.is_set():
                     raise
                 try:
                     after = self._newest_checkpoint(work)
@@ -183,12 +183,12 @@ class _Pods:
                     raise fault from None
                 if work.order is None or after <= before:
                     raise
+                replacements_left -= 1
                 self._goes_on(work.order, fault, after)
             except TrainingDefect as defect:
                 if work.order is None and defect.reason is ReasonCode.TRAINING_FAILED:
                     raise Defect(ReasonCode.INTERNAL, defect.message) from defect
                 raise
-        raise AssertionError  # the count has no end
 
     def _newest_checkpoint(self, work: _Work) -> str:
         """Names the newest checkpoint of a training; empty where there is none."""

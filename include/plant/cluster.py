@@ -93,7 +93,7 @@ def disconnect(settings: Settings) -> bool:
 def self_contained(kubeconfig: Path, context: str | None = None) -> dict[str, Any]:
     """A kubeconfig of one context, with the content of the certificates that it names: other machines read it too.
 
-    A `tokenFile` stays a path, because such tokens change, and a program (`exec`) stays a program.
+    A `tokenFile` stays a path, absolute, because such tokens change, and a program (`exec`) stays a program.
 
     Raises:
         PlantError: it cannot be read, or has no such context.
@@ -110,6 +110,8 @@ def self_contained(kubeconfig: Path, context: str | None = None) -> dict[str, An
             for name in [n for n in ("certificate-authority", "client-certificate", "client-key") if n in part]:
                 content = (kubeconfig.parent / part.pop(name)).read_bytes()
                 part[f"{name}-data"] = base64.b64encode(content).decode()
+        if "tokenFile" in user["user"]:
+            user["user"]["tokenFile"] = str((kubeconfig.parent / user["user"]["tokenFile"]).resolve())
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         named = f"{kubeconfig} and context {context!r}" if context else str(kubeconfig)
         raise PlantError(f"{named}: no kubeconfig that can be used: {type(error).__name__}: {error}") from error

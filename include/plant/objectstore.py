@@ -17,9 +17,9 @@ NAME = "s3"
 VOLUMES = 10_000
 """How many volumes (files that objects are packed into, up to 256 MB each) the store may open.
 
-SeaweedFS opens seven for each bucket and takes none of their space beforehand; left to itself it allows as many as
-would fit the free disk when full, so that a disk of a few free gigabytes refuses the first object of the second bucket
-with InternalError. It goes on refusing writes when less than 1 % of the disk is free.
+SeaweedFS opens at least one for each bucket and takes none of their space beforehand; left to itself it allows as many
+as would fit the free disk when full, so that on a disk of a few free gigabytes the first object of one more bucket is
+refused with InternalError. It goes on refusing writes when less than 1 % of the disk is free.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import threading
 import time
@@ -211,21 +212,18 @@ def test_a_cancelled_task_takes_its_pod_with_it(work: Work):
 def test_a_second_try_follows_the_pod_of_the_first(work: Work):
     program = "import time\nfor i in range(8): print('second', i, flush=True); time.sleep(1)"
 
-    def first() -> None:
-        with suppress(InfrastructureFault):  # the second may have removed the ended pod before it looks
-            work.run(program)
-
-    thread = threading.Thread(target=first, daemon=True)
-    thread.start()
+    first = multiprocessing.get_context("fork").Process(target=work.run, args=(program,), daemon=True)
+    first.start()
     deadline = time.monotonic() + 30
     while not [p for p in work.pods() if p.status.phase == "Running"]:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    first.kill()
+    first.join()
     again = Work(Factory(work.settings), work.core, work.here.context["ti"].task_id)
     [before] = work.pods()
     end = again.run(program)
     assert end.name == before.metadata.name
-    thread.join(30)
     work.leaves_no_pod()
 
 

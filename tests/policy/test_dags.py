@@ -95,7 +95,7 @@ def test_every_task_has_the_two_budgets_and_a_limit(dags: dict[str, Any]) -> Non
         assert task.retries == NUM_RETRIES >= 3
         assert task.retry_delay == FIRST_DELAY
         assert task.retry_exponential_backoff == 2
-        assert timedelta(0) < task.execution_timeout <= timedelta(hours=8)  # several pods, one after the other
+        assert timedelta(0) < task.execution_timeout <= timedelta(hours=6)
 
 
 def test_every_dag_has_a_deadline_that_can_be_called(dags: dict[str, Any]) -> None:

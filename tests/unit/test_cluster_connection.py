@@ -50,11 +50,11 @@ def test_files_that_it_names_are_taken_in(kubeconfig: Path):
     assert not {"certificate-authority", "client-certificate", "client-key"} & {*cluster["cluster"], *user["user"]}
 
 
-def test_another_context_brings_its_own_cluster_and_user_alone(kubeconfig: Path):
+def test_another_context_brings_its_own_cluster_and_user_alone(kubeconfig: Path, tmp_path: Path):
     whole = self_contained(kubeconfig, "far")
     assert whole["current-context"] == "far"
     assert [c["cluster"]["server"] for c in whole["clusters"]] == ["https://b"]
-    assert [u["user"] for u in whole["users"]] == [{"tokenFile": "token"}]
+    assert [u["user"] for u in whole["users"]] == [{"tokenFile": str(tmp_path / "token")}]
 
 
 def test_another_url_of_the_api_keeps_the_name_on_its_certificate(kubeconfig: Path):

@@ -174,13 +174,13 @@ def evaluate(f: Factory, spec: LineSpec, order_id: str, carry_out: CarryOut | No
         url = _tell_mlflow(f, spec, order, verdict)
     if not verdict["passed"]:
         first = verdict["reasons"][0]
-        _scrap(
-            f,
-            spec,
-            order,
-            ReasonCode.__members__[first["code"]],
-            {"reasons": verdict["reasons"], "report": verdict["report"]},
-        )
+        detail = {name: verdict[name] for name in ("reasons", "report")} | {n: order[n] for n in ("recipe", "why")}
+        f.ledger.record(
+            _event(
+                spec, order, order_id, EventKind.SCRAPPED, order_id,
+                reason=ReasonCode[first["code"]], num_in=1, num_bad=1, detail=detail,
+            )
+        )  # fmt: skip
     told = ("passed", "reasons", "kind", "metrics", "champion_metrics", "gain", "report")
     return {"order_id": order_id, **{name: verdict[name] for name in told}, "mlflow_url": url}
 
@@ -370,41 +370,23 @@ def stopped(f: Factory, spec: LineSpec, order_id: str, phase: str, fault: Infras
         fault: why.
         after: the checkpoint that it goes on from.
     """
-    order, unit = _order(f, spec, order_id), f"{order_id}/{phase}"
+    detail = {"message": fault.message[:2000], "goes_on_after": after}
     f.ledger.record(
-        ProductionEvent(
-            line=spec.line,
-            station="train",
-            unit_kind="model",
-            unit=unit,
-            event=EventKind.FAILED,
-            key=event_key(spec.line, "train", unit, EventKind.FAILED, f"{order_id}:{after}"),
-            reason=fault.reason,
-            partition=order["days"]["refit"][-1],
-            run_id=order["signal"],
-            detail={"message": fault.message[:2000], "goes_on_after": after},
+        _event(
+            spec, _order(f, spec, order_id), f"{order_id}/{phase}", EventKind.FAILED, f"{order_id}:{after}",
+            reason=fault.reason, detail=detail,
         )
-    )
+    )  # fmt: skip
 
 
-def _scrap(f: Factory, spec: LineSpec, order: Mapping[str, Any], reason: ReasonCode, detail: dict[str, Any]) -> None:
-    order_id = order["order_id"]
-    f.ledger.record(
-        ProductionEvent(
-            line=spec.line,
-            station="train",
-            unit_kind="model",
-            unit=order_id,
-            event=EventKind.SCRAPPED,
-            key=event_key(spec.line, "train", order_id, EventKind.SCRAPPED, order_id),
-            reason=reason,
-            num_in=1,
-            num_bad=1,
-            partition=order["days"]["refit"][-1],
-            run_id=order["signal"],
-            detail={**detail, "recipe": order["recipe"], "why": order["why"]},
-        )
-    )
+def _event(
+    spec: LineSpec, order: Mapping[str, Any], unit: str, kind: EventKind, once_per: str, **rest: Any
+) -> ProductionEvent:
+    return ProductionEvent(
+        line=spec.line, station="train", unit_kind="model", unit=unit, event=kind,
+        key=event_key(spec.line, "train", unit, kind, once_per),
+        partition=order["days"]["refit"][-1], run_id=order["signal"], **rest,
+    )  # fmt: skip
 
 
 def _tell_mlflow(f: Factory, spec: LineSpec, order: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:

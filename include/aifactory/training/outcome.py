@@ -73,9 +73,9 @@ def succeeded(store: Store, result: str, made: Mapping[str, Any]) -> None:
 
 def failed(store: Store, failure: str, error: Exception) -> None:
     """Say why nothing was made. Best effort: where the store is what failed, the exit code has to do."""
-    told = describe(error) | {"at": datetime.now(UTC).isoformat(), "attempt": os.environ.get("AIF_ATTEMPT", "")}
+    said = describe(error) | {"at": datetime.now(UTC).isoformat(), "attempt": os.environ.get("AIF_ATTEMPT", "")}
     try:
-        store.put_json(failure, told)
+        store.put_json(failure, said)
     except InfrastructureFault as second:
         log.warning("the failure could not be written to %s: %s", store.uri(failure), second)
 
