@@ -1,9 +1,9 @@
 """# Sweep: what no task waits for any more is removed
 
-Runs every ten minutes; finds nothing where no cluster was ever connected. A task that ends, is cancelled or runs out of time
-takes its pod with it, and one that dies finds its pod again when it is tried anew. What is left after that (a machine
-lost at the wrong moment, a run deleted) is found here, by the plant's label, and removed. So is what a job in a pod
-left in S3 for a task that never took it, once it is a day old.
+Runs every ten minutes; finds nothing where no cluster was ever connected. A task that ends, is cancelled or runs out of
+time takes its pod with it, and one that dies finds its pod again when it is tried anew. What is left after that (a
+machine lost at the wrong moment, a run deleted) is found here, by the plant's label, and removed. So is what a job in a
+pod left in S3 for a task that never took it, once it is a day old.
 
 **Why**: a forgotten pod with a GPU costs money every second, and nobody sees it.
 
@@ -35,9 +35,7 @@ def sweep(spec: LineSpec) -> None:
     """Pods without a task, and jobs that nobody took → none."""
     with stage_dag(spec, "sweep", __doc__, schedule="*/10 * * * *", params={}):
 
-        @task(
-            doc_md="Removes this line's pods whose task has ended or is gone, each with an event in the ledger, and day-old jobs."
-        )
+        @task(doc_md="Removes this line's pods whose task is over, each with an event in the ledger, and day-old jobs.")
         def remove_orphans() -> dict[str, Any]:
             from orchestration import sweeper
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
     from aifactory.settings import Settings
 
-FLUSH_S = 1.0
-"""Metrics are sent at most this often, seconds: a training loop does not wait for the tracking server."""
+FLUSH_S = 2.0
+"""Metrics are sent at most this often, seconds, and beside the step loop: it does not wait for the tracking server."""
 
 
 def mlflow_client(settings: Settings) -> MlflowClient:
@@ -58,7 +59,9 @@ class Tracker:
         self._settings = settings
         self._client = mlflow_client(settings)
         self._pending: list[Any] = []
-        self._flushed_at = 0.0
+        self._sent_at = 0.0
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self._sending: Future[None] | None = None
         with mlflow_errors(settings):
             self.experiment_id = self._experiment(line)
             self.run_id = self._find(order_id, phase) or self._create(order_id, phase)
@@ -81,21 +84,39 @@ class Tracker:
             )
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note metrics of one step; they are sent together, at most every `FLUSH_S` seconds."""
+        """Note metrics of one step; they are sent together, from another thread, at most every `FLUSH_S` seconds.
+
+        Raises:
+            InfrastructureFault: those of an earlier step could not be sent.
+        """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         self._pending += [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        if time.monotonic() - self._flushed_at >= FLUSH_S:
-            self.flush()
+        idle = self._sending is None or self._sending.done()
+        if idle and time.monotonic() - self._sent_at >= FLUSH_S:
+            self._send()
 
     def flush(self) -> None:
-        """Send what is noted."""
-        with mlflow_errors(self._settings):
-            for start in range(0, len(self._pending), 500):
-                self._client.log_batch(self.run_id, metrics=self._pending[start : start + 500])
-        self._pending = []
-        self._flushed_at = time.monotonic()
+        """Send what is noted, and wait until all of it has arrived."""
+        self._send()
+        self._wait()
+
+    def _send(self) -> None:
+        self._wait()
+        noted, self._pending, self._sent_at = self._pending, [], time.monotonic()
+        self._sending = self._sender.submit(self._log, noted)
+
+    def _wait(self) -> None:
+        """Until what was sent last has arrived."""
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            with mlflow_errors(self._settings):
+                sending.result()
+
+    def _log(self, metrics: list[Any]) -> None:
+        for start in range(0, len(metrics), 500):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + 500])
 
     def tag(self, **tags: Any) -> None:
         """Set tags."""
