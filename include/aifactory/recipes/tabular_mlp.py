@@ -7,6 +7,7 @@ whole training set lies in memory as tensors, and a batch is a gather by index: 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -224,9 +225,7 @@ def train_loop(
     num_rows = len(data.labels)
     steps_per_epoch = math.ceil(num_rows / params.batch_rows)
     num_steps = params.epochs * steps_per_epoch
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
-    )
+    optimizer = EagerAdamW(network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)
     start = keeper.resume(network, optimizer, num_steps) if keeper else 0
     network.train()
     order = torch.empty(0)
@@ -266,6 +265,20 @@ def train_loop(
             told_at, told_step = now, done
         if keeper and done < num_steps:
             keeper.after_step(done, network, optimizer)  # a look at a flag and at the clock, seldom a copy of tensors
+
+
+class EagerAdamW(torch.optim.AdamW):  # type: ignore[misc]
+    """AdamW that does not import torch's compiler.
+
+    The stock methods are wrapped so that a compiler would leave them alone, and load it (2 s) to say so. Nothing here is
+    compiled: these are the same methods without the wrapping.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def learning_rate(step: int, num_steps: int, params: TabularMlpParameters) -> float:
@@ -353,18 +366,18 @@ def _restore(tensors: Mapping[str, torch.Tensor], network: Any, optimizer: Any) 
 def deterministic(seed: int, threads: int) -> Iterator[None]:
     """Make torch's random choices and kernels repeatable, and give back what was set before."""
     filled = torch.utils.deterministic.fill_uninitialized_memory
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")  # what use_deterministic_algorithms does, but for the compiler
         # Every new tensor would be filled, 3 % of the time; no kernel here reads what nobody has written.
         torch.utils.deterministic.fill_uninitialized_memory = False
         try:
             yield
         finally:
             torch.set_num_threads(before[0])
-            torch.use_deterministic_algorithms(before[1])
+            torch.set_deterministic_debug_mode(before[1])
             torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
