@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from aifactory.errors import InfrastructureFault, NotFound
 from aifactory.reasons import ReasonCode
-from aifactory.store import ObjectInfo
+from aifactory.store import ObjectInfo, parquet_bytes
 
 
 class MemoryStore:
@@ -51,3 +54,9 @@ class MemoryStore:
 
     def uri(self, key: str) -> str:
         return f"s3://memory/{key}"
+
+    def put_table(self, key: str, table: pa.Table) -> str:
+        return self.put(key, parquet_bytes(table))
+
+    def get_table(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+        return pq.read_table(pa.BufferReader(self.get(key)), columns=columns)

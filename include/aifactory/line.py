@@ -12,33 +12,27 @@ import re
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from aifactory.errors import SpecError
+from aifactory.specfile import Name, Share, Spec, read_spec
 
 DAY = "%Y-%m-%d"
 """Format of the partition key."""
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,40}$")]
 _IDENTIFIER = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Owner(_Spec):
+class Owner(Spec):
     """Who answers for the line."""
 
     team: Name = Field(description="Owner that the Airflow UI shows.")
     email: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", description="Where notifications go.")
 
 
-class Schedule(_Spec):
+class Schedule(Spec):
     """When the line runs."""
 
     cron: str = Field(description="Cron expression of the nightly ingest.")
@@ -54,7 +48,7 @@ class Schedule(_Spec):
         return value
 
 
-class SourceTable(_Spec):
+class SourceTable(Spec):
     """One table that the outside world lands, one parquet file a partition."""
 
     key: list[str] = Field(min_length=1, description="Columns that identify a row within the partition.")
@@ -76,7 +70,7 @@ class SourceTable(_Spec):
         return self
 
 
-class Source(_Spec):
+class Source(Spec):
     """Where raw material comes from."""
 
     pattern: str = Field(
@@ -109,7 +103,7 @@ class Source(_Spec):
         return self.pattern.format(table=table, day=day)
 
 
-class Quality(_Spec):
+class Quality(Spec):
     """What the gates tolerate."""
 
     max_quarantine_share: Share = Field(description="Share of rows that may fail; beyond it the batch is held whole.")
@@ -118,7 +112,7 @@ class Quality(_Spec):
     volume_max_ratio: float = Field(2.0, gt=1, description="Rows ÷ median of the window may not be above this.")
 
 
-class Dataset(_Spec):
+class Dataset(Spec):
     """How dataset versions are made and cut."""
 
     history_days: int = Field(400, gt=0, description="Newest partitions that training may use, days.")
@@ -143,13 +137,13 @@ class Dataset(_Spec):
         return self
 
 
-class Recipe(_Spec):
+class Recipe(Spec):
     """One recipe of the library with its parameters."""
 
     parameters: dict[str, Any] = Field(default_factory=dict, description="Checked by the recipe itself.")
 
 
-class Model(_Spec):
+class Model(Spec):
     """What is learned from what."""
 
     recipe: Name = Field(description="The recipe that nightly training uses.")
@@ -184,7 +178,7 @@ class Model(_Spec):
         return self
 
 
-class Compute(_Spec):
+class Compute(Spec):
     """The shape of a training process, and of pods where a cluster is connected."""
 
     in_pods: list[Literal["build_features", "train", "evaluate", "score"]] = Field(
@@ -207,6 +201,13 @@ class Compute(_Spec):
     queue_minutes: float = Field(30, gt=0, description="A pod that finds no place for so long is tried anew, minutes.")
     start_minutes: float = Field(10, gt=0, description="A pod that has a place and does not start for so long, too.")
     timeout_minutes: int = Field(60, gt=0, description="A training process that runs longer is stopped, minutes.")
+    expected_minutes: float | None = Field(
+        None, gt=0, description="What a training takes on a machine of speed 1, minutes; default timeout_minutes."
+    )
+    flexible_hours: float = Field(
+        0, ge=0, le=24 * 7, description="A training may wait so long for cheaper energy or a free machine, hours."
+    )
+    spot: bool = Field(True, description="Whether its machines may be taken away: it goes on from its checkpoint.")
 
     @property
     def larger_memory_gb(self) -> float:
@@ -219,12 +220,16 @@ class Compute(_Spec):
             raise ValueError(f"retry_memory_gb {self.retry_memory_gb} is less than memory_gb {self.memory_gb}")
         if self.shared_memory_gb > self.memory_gb:
             raise ValueError(f"shared_memory_gb {self.shared_memory_gb} exceeds memory_gb {self.memory_gb}")
+        if self.expected_minutes and self.expected_minutes > self.timeout_minutes:
+            raise ValueError(
+                f"expected_minutes {self.expected_minutes:g} exceeds timeout_minutes {self.timeout_minutes}"
+            )
         if self.gpu_class and not self.gpus:
             raise ValueError(f"gpu_class is {self.gpu_class!r} but gpus is 0")
         return self
 
 
-class Evaluation(_Spec):
+class Evaluation(Spec):
     """What a challenger must show."""
 
     metric: Literal["roc_auc", "average_precision"] = Field("roc_auc", description="Primary metric, higher is better.")
@@ -244,14 +249,14 @@ class Evaluation(_Spec):
     max_size_mb: float = Field(50, gt=0, description="Size of the package, MB.")
 
 
-class CanaryStep(_Spec):
+class CanaryStep(Spec):
     """One step of a rollout."""
 
     percent: int = Field(ge=1, le=100, description="Share of traffic, percent.")
     bake_minutes: float = Field(ge=0, description="How long the step must hold, minutes.")
 
 
-class Deployment(_Spec):
+class Deployment(Spec):
     """How a candidate goes into service."""
 
     tier: Literal["low", "medium", "high"] = Field("low", description="Risk tier; high asks a person for approval.")
@@ -266,7 +271,7 @@ class Deployment(_Spec):
         return self
 
 
-class Scoring(_Spec):
+class Scoring(Spec):
     """What the gate over a partition of predictions demands."""
 
     min_coverage: Share = Field(0.99, description="Share of the partition's units that must have a prediction.")
@@ -276,7 +281,7 @@ class Scoring(_Spec):
     )
 
 
-class Feedback(_Spec):
+class Feedback(Spec):
     """How the model in service is judged, and when it is remade."""
 
     label_delay_hours: float = Field(
@@ -300,13 +305,13 @@ class Feedback(_Spec):
         return self
 
 
-class Residency(_Spec):
+class Residency(Spec):
     """Where data and training may be."""
 
     regions: list[str] = Field(default_factory=lambda: ["local"], min_length=1, description="Allowed regions.")
 
 
-class LineSpec(_Spec):
+class LineSpec(Spec):
     """A production line, whole."""
 
     line: Name = Field(description="Name of the line and of its folder.")
@@ -331,6 +336,13 @@ class LineSpec(_Spec):
         unknown = [c for c in self.evaluation.slices if c not in self.model.categorical]
         if unknown:
             raise ValueError(f"evaluation.slices names {unknown}, which model.categorical does not declare")
+        waits = 60 * self.compute.flexible_hours
+        if waits and waits + self.compute.timeout_minutes > self.schedule.deadline_minutes:
+            raise ValueError(
+                f"compute.flexible_hours {self.compute.flexible_hours:g} and compute.timeout_minutes "
+                f"{self.compute.timeout_minutes} do not fit into schedule.deadline_minutes "
+                f"{self.schedule.deadline_minutes}: every wait would be reported as late"
+            )
         if self.feedback.cadence_days > self.dataset.history_days:
             raise ValueError(
                 f"feedback.cadence_days {self.feedback.cadence_days} exceeds "
@@ -351,31 +363,10 @@ def load_line(folder: Path) -> LineSpec:
         SpecError: names the file, and each wrong field with its value.
     """
     path = folder / "line.yaml"
-    try:
-        content = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read ({error.strerror}); every line folder needs a line.yaml") from error
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise SpecError(f"{path}: must be a mapping of sections, got {type(content).__name__}")
-    try:
-        spec = LineSpec.model_validate(content)
-    except ValidationError as error:
-        problems = "; ".join(_problem(dict(e)) for e in error.errors())
-        raise SpecError(f"{path}: {problems}") from None
+    spec = read_spec(path, LineSpec, "every line folder needs a line.yaml")
     if spec.line != folder.name:
         raise SpecError(f"{path}: line is {spec.line!r} but the folder is {folder.name!r}; they must agree")
     return spec
-
-
-def _problem(error: dict[str, Any]) -> str:
-    """One pydantic error as `field: what (got value)`."""
-    where = ".".join(str(part) for part in error["loc"]) or "(whole file)"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    shown = repr(error["input"])
-    plain = error["type"] != "value_error" and len(shown) <= 60
-    return f"{where}: {message}" + (f" (got {shown})" if plain else "")
 
 
 @lru_cache(maxsize=64)
@@ -402,10 +393,18 @@ def find_line(lines_dir: Path, name: str) -> LineSpec:
 
 
 def main() -> int:
-    """Validate every line and say so; the exit status is the number of bad ones. What `make check` calls."""
+    """Validate every line, and the inventory where there is one; the exit status is the number of bad ones."""
+    from aifactory.capacity.inventory import load_inventory
     from aifactory.settings import load_settings
 
     bad = 0
+    capacity_file = load_settings().capacity_file
+    if capacity_file:
+        try:
+            sys.stdout.write(f"{capacity_file}: valid, {len(load_inventory(capacity_file).clusters)} clusters\n")
+        except SpecError as error:
+            bad += 1
+            sys.stderr.write(f"{error}\n")
     for folder in sorted(p.parent for p in load_settings().lines_dir.glob("*/line.yaml")):
         try:
             spec = load_line(folder)

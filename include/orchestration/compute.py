@@ -1,4 +1,4 @@
-"""Where heavy work runs: in a pod where an Airflow connection to a cluster exists, else on this machine.
+"""Where heavy work runs: in a pod where it is placed on a cluster (see `placing`), else on this machine.
 
 Training is a program of its own, `python -m aifactory.training`, in a pod as in a process. What else `compute.in_pods`
 of a line names runs in its task, or in a pod as `python -m aifactory.jobs`. DAG files do not change.
@@ -7,17 +7,20 @@ of a line names runs in its task, or in a pod as `python -m aifactory.jobs`. DAG
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from aifactory.errors import Defect, InfrastructureFault, TrainingDefect
 from aifactory.reasons import ReasonCode
+from orchestration import placing
 
 if TYPE_CHECKING:
     from aifactory.jobs import CarryOut
-    from aifactory.line import LineSpec
-    from orchestration.clusterwork import Cluster, PodEnd
+    from aifactory.line import Compute, LineSpec
+    from orchestration.clusterwork import PodEnd
+    from orchestration.placing import Place
     from orchestration.pods import Shape
     from orchestration.station import Station
 
@@ -33,25 +36,33 @@ _STOPPED_FROM_OUTSIDE = {
     ReasonCode.NODE_LOST,
     ReasonCode.PROCESS_KILLED,
 }
-NUM_REPLACEMENTS = 2
+NUM_REPLACEMENTS = 5
 """New pods that one try may make for a training that is stopped from outside; then the task's budget takes over."""
+_TRAININGS = 3
+"""The task of a training has the time of so many pods; another is made while there is time for the whole of it."""
 
 
 def train(here: Station, order_id: str, phase: str) -> dict[str, Any]:
     """Carry out one phase of a training order, `challenger` or `refit`; ids and counts come back."""
     from aifactory.stages import train as stage
+    from aifactory.training.run import result_key
 
-    cluster = _cluster(here, "train")
-    if cluster is None:
-        done: dict[str, Any] = stage.train(here.factory, here.spec, order_id, phase, on_start=here.on_kill)
-        return done
-    return dict(stage.train(here.factory, here.spec, order_id, phase, program=_Pods(here, cluster).train))
+    if not placing.goes_to_pods(here, "train"):
+        made: dict[str, Any] = stage.train(here.factory, here.spec, order_id, phase, on_start=here.on_kill)
+        return made
+
+    def run(place: Place) -> dict[str, Any]:
+        return dict(stage.train(here.factory, here.spec, order_id, phase, program=_Pods(here, place).train))
+
+    done = here.factory.store.head(result_key(here.spec.line, order_id, phase)) is not None
+    return placing.carried_out(here, "train", f"{order_id}/{phase}", run, waits=not done)
 
 
 def elsewhere(here: Station, work: str) -> CarryOut | None:
     """What has this work done in a pod; None where the task does it itself."""
-    cluster = _cluster(here, work)
-    return _Pods(here, cluster).job if cluster is not None else None
+    if not placing.goes_to_pods(here, work):
+        return None
+    return lambda job: placing.carried_out(here, work, job, lambda place: _Pods(here, place).job(job))
 
 
 def limits(spec: LineSpec, work: str) -> dict[str, Any]:
@@ -62,17 +73,13 @@ def limits(spec: LineSpec, work: str) -> dict[str, Any]:
     compute = spec.compute
     if work not in compute.in_pods and work != "train":
         return {}
-    num_pods = 1 + NUM_REPLACEMENTS if work == "train" else 1
-    of_one = timedelta(minutes=compute.timeout_minutes + compute.queue_minutes + compute.start_minutes) + _MARGIN
-    return {"execution_timeout": num_pods * of_one}
+    num_pods = _TRAININGS if work == "train" else 1
+    return {"execution_timeout": num_pods * _of_one_pod(compute)}
 
 
-def _cluster(here: Station, work: str) -> Cluster | None:
-    from orchestration.clusterwork import connected_cluster
-
-    if work not in here.spec.compute.in_pods:
-        return None
-    return connected_cluster(here.factory.settings.kubernetes_conn_id)
+def _of_one_pod(compute: Compute) -> timedelta:
+    """The longest that a pod may take, from its making to its end."""
+    return timedelta(minutes=compute.timeout_minutes + compute.queue_minutes + compute.start_minutes) + _MARGIN
 
 
 @dataclass(frozen=True)
@@ -99,9 +106,11 @@ class _Work:
 class _Pods:
     """Programs of the trainer image in pods."""
 
-    def __init__(self, here: Station, cluster: Cluster) -> None:
+    def __init__(self, here: Station, place: Place) -> None:
         self._here = here
-        self._cluster = cluster
+        self._cluster = place.cluster
+        chosen = {"gpu_class": place.gpu_class} if place.gpu_class else {}
+        self._compute = here.spec.compute.model_copy(update=chosen)
 
     def train(self, order_id: str, phase: str) -> dict[str, Any]:
         """The training program."""
@@ -159,7 +168,7 @@ class _Pods:
         from orchestration import clusterwork
         from orchestration.pods import Shape, describe
 
-        here, compute = self._here, self._here.spec.compute
+        here, compute = self._here, self._compute
         larger = bool(self._state.get(_LARGER))
         shape = Shape.of(compute, larger=larger)
         shape = shape if work.order else replace(shape, gpus=0)  # jobs compute on CPUs
@@ -168,6 +177,7 @@ class _Pods:
         )
         waits = {"queue_s": int(compute.queue_minutes * 60), "start_s": int(compute.start_minutes * 60)}
         replacements_left = NUM_REPLACEMENTS
+        no_more_at = time.monotonic() + ((_TRAININGS - 1) * _of_one_pod(compute)).total_seconds()
         while True:
             before = self._newest_checkpoint(work)
             try:
@@ -175,7 +185,8 @@ class _Pods:
             except InfrastructureFault as fault:
                 if fault.reason is ReasonCode.OUT_OF_MEMORY:
                     self._out_of_memory(fault, shape, larger)
-                if fault.reason not in _STOPPED_FROM_OUTSIDE or not replacements_left or here.cancelled.is_set():
+                may_go_on = replacements_left and time.monotonic() < no_more_at and not here.cancelled.is_set()
+                if fault.reason not in _STOPPED_FROM_OUTSIDE or not may_go_on:
                     raise
                 try:
                     after = self._newest_checkpoint(work)

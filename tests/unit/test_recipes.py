@@ -300,3 +300,44 @@ def test_mixed_precision_on_a_gpu() -> None:
     table = days_of("2013-02-11", "2013-02-20")
     outputs = open_session(model.to_onnx(), 1).run([OUTPUT], feeds(table, CATEGORICAL, NUMERIC))[0]
     assert np.max(np.abs(outputs - model.predict(table))) <= TOLERANCE
+
+
+def test_the_optimizer_is_torchs_own() -> None:
+    import torch
+
+    from aifactory.recipes.tabular_mlp import EagerAdamW
+
+    def trained(kind: type[torch.optim.AdamW]) -> tuple[torch.Tensor, dict[str, Any]]:
+        torch.manual_seed(1)
+        layer = torch.nn.Linear(5, 3)
+        optimizer = kind(layer.parameters(), lr=0.01, weight_decay=0.1, fused=True)
+        for number in range(6):
+            if number == 3:
+                optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.zero_grad(set_to_none=True)
+            layer(torch.randn(8, 5)).square().mean().backward()
+            optimizer.step()
+        return layer.weight.detach(), optimizer.state_dict()
+
+    (ours, state), (theirs, stock) = trained(EagerAdamW), trained(torch.optim.AdamW)
+    assert torch.equal(ours, theirs)
+    assert not ours.requires_grad
+    assert all(
+        torch.equal(state["state"][i][name], kept) for i, of in stock["state"].items() for name, kept in of.items()
+    )
+
+
+def test_a_training_does_not_load_torchs_compiler() -> None:
+    program = """
+import sys
+from tests.model_rows import CATEGORICAL, NUMERIC, TARGET, days_of
+from aifactory.recipes import check_parameters, load_recipe
+from aifactory.recipes.base import TrainingFrame
+frame = TrainingFrame.of(days_of("2013-02-01", "2013-02-03"), CATEGORICAL, NUMERIC, TARGET)
+load_recipe("tabular_mlp").fit(frame, check_parameters("tabular_mlp", {"epochs": 1}), seed=1, threads=1)
+assert "torch" in sys.modules
+assert not {"torch._dynamo", "torch._inductor"} & set(sys.modules)
+"""
+    env = {"PYTHONPATH": f"{REPOSITORY / 'include'}:{REPOSITORY}"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr

@@ -270,8 +270,8 @@ def train_loop(
 class EagerAdamW(torch.optim.AdamW):  # type: ignore[misc]
     """AdamW that does not import torch's compiler.
 
-    The stock methods are wrapped so that a compiler would leave them alone, and load it (2 s) to say so. Nothing here is
-    compiled: these are the same methods without the wrapping.
+    The stock methods are wrapped so that a compiler would leave them alone, and load it (2 s) to say so. Nothing here
+    is compiled: these are the same methods without the wrapping.
     """
 
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)

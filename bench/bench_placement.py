@@ -1,0 +1,246 @@
+"""Placement on real prices: what choosing the window and the place saves, and how long a decision takes.
+
+Four months of jobs, drawn with a seed, each with a day's flexibility, on machines that are paid for anyway, so that
+energy is what they cost. What a policy knows at an hour is what the market has told by then: day-ahead prices until the
+end of the day, from 12:00 UTC on until the end of the next; the rest it forecasts. A job that waits is placed again at
+every hour until its window has come.
+
+    at once       where its line is at home, as soon as there is room
+    window        there, in the cheapest window
+    place         anywhere, in the cheapest window
+    foresight     as `place`, with the prices of all hours known and room for all: nothing can cost less; it is compared
+                  with what `window` and `place` cost with room for all
+
+There is one real market; the second region has the prices of the same months a year earlier, eight hours later.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from aifactory import gates
+from aifactory.capacity.feeds import Series, accept, ahead, fetch
+from aifactory.capacity.inventory import Feed
+from aifactory.capacity.placement import Floats, Job, Site, Stock
+from aifactory.settings import Settings
+from bench.ratio import Ratio
+from outside import energy
+
+YEAR, MONTHS = 2024, (1, 4, 7, 10)
+NUM_DAYS = 30
+FLEXIBLE_H = 24
+JOBS_A_DAY = 8
+UNITS = 32
+SEED = 1
+LOOK_AHEAD_H = 48
+NUM_CLUSTERS, NUM_WAITING = 50, 1000
+HOME = Site("home", "own", "home", "H200", UNITS, unit_hour=0, kw=0.84)
+AWAY = replace(HOME, cluster="away", region="away")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job of the replay: when it comes, hours after the month's first; its hours of work; its GPUs."""
+
+    name: str
+    released: float
+    hours: float
+    units: int
+
+    @property
+    def deadline(self) -> float:
+        return self.released + self.hours + FLEXIBLE_H
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a policy made of a month: the bill, and how many jobs ended too late or in no place."""
+
+    money: float
+    num_late: int
+
+
+def run() -> list[Ratio]:
+    """At most 0.7 of the cost of starting at once, at most 1.1 of that with foresight; a decision in 50 ms."""
+    series, feed = _history()
+    totals: dict[str, float] = defaultdict(float)
+    num_late, months = 0, []
+    for month in MONTHS:
+        first = datetime(YEAR, month, 1, tzinfo=UTC)
+        markets = [series, _shifted(series, years=1, hours=8)]
+        tasks = draw(SEED + month)
+        results = {
+            "at once": replay(tasks, feed, markets[:1], [HOME], first, wait=False),
+            "window": replay(tasks, feed, markets[:1], [HOME], first),
+            "place": replay(tasks, feed, markets, [HOME, AWAY], first),
+            "window, with room for all": replay(tasks, feed, markets[:1], [_roomy(HOME)], first),
+            "place, with room for all": replay(tasks, feed, markets, [_roomy(HOME), _roomy(AWAY)], first),
+        }
+        bills = {name: each.money for name, each in results.items()}
+        bills["foresight of windows"] = foresight(tasks, markets[:1], first)
+        bills["foresight"] = foresight(tasks, markets, first)
+        for name, money in bills.items():
+            totals[name] += money
+        num_late += sum(each.num_late for each in results.values())
+        months.append(round(bills["place"] / bills["at once"], 3))
+    if num_late:
+        raise RuntimeError(f"{num_late} jobs missed their deadline")
+    detail = {"money": {name: round(money) for name, money in totals.items()}, "months": months, "num_late": num_late}
+    windows, places = (totals[f"{name}, with room for all"] for name in ("window", "place"))
+    decision_s = statistics.median(_decision_s() for _ in range(5))
+    return [
+        Ratio("cheapest place and window ÷ at once, cost", totals["place"] / totals["at once"], 0.7, detail=detail),
+        Ratio("cheapest window alone ÷ at once, cost", totals["window"] / totals["at once"], 0.7),
+        Ratio("cheapest window ÷ perfect foresight, cost", windows / totals["foresight of windows"], 1.1),
+        Ratio("cheapest place and window ÷ perfect foresight, cost", places / totals["foresight"], 1.1),
+        Ratio(
+            f"ms to place 1 job beside {NUM_WAITING} waiting ones on {NUM_CLUSTERS} clusters", 1000 * decision_s, 50.0
+        ),
+    ]
+
+
+def draw(seed: int) -> list[Task]:
+    """A month of jobs in the order of their coming: at any hour, of one to eight hours, of 1, 2, 4 or 8 GPUs."""
+    chance = random.Random(seed)
+    moments = sorted(chance.uniform(0, 24 * (NUM_DAYS - 3)) for _ in range(JOBS_A_DAY * NUM_DAYS))
+    return [
+        Task(f"job {number}", moment, math.exp(chance.uniform(0, math.log(8))), chance.choice((1, 2, 4, 8)))
+        for number, moment in enumerate(moments)
+    ]
+
+
+def replay(
+    tasks: list[Task], feed: Feed, markets: list[Series], sites: list[Site], first: datetime, *, wait: bool = True
+) -> Result:
+    """Let a month pass hour by hour; the bill is by the prices that came true."""
+    true = [_values(market, first, 24 * (NUM_DAYS + 4)) for market in markets]
+    running: list[tuple[Task, int, float]] = []
+    waiting: list[Task] = []
+    coming = list(tasks)
+    for hour in range(24 * (NUM_DAYS + 2)):
+        waiting += [task for task in coming if task.released < hour + 1]
+        coming = [task for task in coming if task.released >= hour + 1]
+        if not waiting:
+            continue
+        stock = _stock_at(hour, feed, markets, sites, first, wait=wait)
+        for task, site, begin in running:
+            if begin + task.hours > hour:
+                stock.take("bench", task.units, site, max(begin - hour, 0.0), begin + task.hours - hour)
+        still = []
+        for task in sorted(waiting, key=lambda each: each.deadline - each.hours):
+            now = max(task.released - hour, 0.0)
+            decision = stock.place(_job(task, hour), now)
+            if decision.chosen is None:
+                raise RuntimeError(f"{task.name} finds no place: {decision.alternatives}")
+            begin = decision.chosen.begin
+            if begin < 1:
+                site = next(n for n, each in enumerate(sites) if each.name == decision.chosen.site)
+                running.append((task, site, hour + begin))
+            else:
+                still.append(task)
+        waiting = still
+    money = sum(
+        sites[site].kw * task.units * _integral(true[site], begin, begin + task.hours) for task, site, begin in running
+    )
+    late = sum(begin + task.hours > task.deadline + 1e-6 for task, _, begin in running)
+    return Result(money, late + len(tasks) - len(running))
+
+
+def foresight(tasks: list[Task], markets: list[Series], first: datetime) -> float:
+    """The least that the month's jobs can cost: each in its own cheapest window and place, nobody in its way."""
+    true = [_values(market, first, 24 * (NUM_DAYS + 4)) for market in markets]
+    total = 0.0
+    for task in tasks:
+        begins = [task.released, task.deadline - task.hours]
+        clock = range(math.ceil(task.released), math.floor(task.deadline) + 1)
+        begins += [float(h) for h in clock if h <= task.deadline - task.hours]
+        begins += [h - task.hours for h in clock if h - task.hours >= task.released]
+        total += task.units * HOME.kw * min(_integral(each, b, b + task.hours) for each in true for b in begins)
+    return total
+
+
+def _stock_at(hour: int, feed: Feed, markets: list[Series], sites: list[Site], first: datetime, *, wait: bool) -> Stock:
+    """What is known at an hour; who does not wait sees prices that rise, so that the first room is the best."""
+    now = first + timedelta(hours=hour)
+    price = np.vstack([ahead(_told_by(market, now), feed, now, LOOK_AHEAD_H).values for market in markets])
+    if not wait:
+        price = np.arange(1.0, LOOK_AHEAD_H + 1)[None, :] * np.ones((len(sites), 1))
+    return Stock(sites, price, np.zeros_like(price))
+
+
+def _told_by(market: Series, now: datetime) -> Series:
+    """What a day-ahead market has told: from 12:00 UTC on the whole next day."""
+    end = now.replace(hour=0) + timedelta(days=2 if now.hour >= 12 else 1)
+    return replace(market, values=market.values[: (end - market.first) // timedelta(hours=1)])
+
+
+def _job(task: Task, hour: int) -> Job:
+    return Job(task.name, "bench", ("home", "away"), task.units, task.hours, task.deadline - hour, needs_gpu=True)
+
+
+def _values(market: Series, first: datetime, num: int) -> Floats:
+    begin = (first - market.first) // timedelta(hours=1)
+    values = market.values[begin : begin + num]
+    return np.where(np.isfinite(values), values, np.nanmean(values))
+
+
+def _integral(per_hour: Floats, begin: float, end: float) -> float:
+    total = np.concatenate([[0.0], np.cumsum(per_hour)])
+    clock = np.arange(len(total))
+    return float(np.interp(end, clock, total) - np.interp(begin, clock, total))
+
+
+def _roomy(site: Site) -> Site:
+    return replace(site, units=1_000_000)
+
+
+def _shifted(series: Series, years: int, hours: int) -> Series:
+    return replace(series, first=series.first + timedelta(days=364 * years, hours=hours))
+
+
+def _history() -> tuple[Series, Feed]:
+    feed = Feed(
+        source=str(energy.day_ahead_prices(Path("var/cache/energy").resolve())),
+        quantity="price_per_mwh",
+        time_column=energy.TIME_COLUMN,
+        value_column=energy.VALUE_COLUMN,
+        time_formats=energy.TIME_FORMATS,
+        low=-600,
+        high=5000,
+        default=80,
+    )
+    with gates.connect(Settings(_env_file=None)) as con:
+        return accept("day_ahead", feed, fetch(feed, Path()), con).series, feed
+
+
+def _decision_s() -> float:
+    """Seconds of one decision beside many that are promised already."""
+    chance = np.random.default_rng(SEED)
+    hours = 24 * 7
+    sites = [
+        replace(HOME, cluster=f"cluster{n}", region="home", units=4 * NUM_WAITING, speed=float(chance.uniform(0.5, 2)))
+        for n in range(NUM_CLUSTERS)
+    ]
+    price = chance.normal(0.08, 0.05, (NUM_CLUSTERS, hours))
+    promised = [
+        (f"line{n % 40}", int(chance.integers(NUM_CLUSTERS)), float(chance.uniform(0, 90))) for n in range(NUM_WAITING)
+    ]
+    job = Job("new", "line0", ("home",), 8, 5.3, 150.0, needs_gpu=True)
+    began = time.perf_counter()
+    stock = Stock(sites, price, np.zeros_like(price))
+    for line, site, begin in promised:
+        stock.take(line, 8, site, begin, begin + 2.0)
+    decision = stock.place(job)
+    seconds = time.perf_counter() - began
+    if decision.chosen is None:
+        raise RuntimeError(f"no place: {decision.alternatives}")
+    return seconds

@@ -1,0 +1,1 @@
+"""Compute as inventory: what there is (`inventory`), what energy costs (`feeds`), where work goes (`placement`)."""
