@@ -31,7 +31,7 @@ from bench.podlab import PodLab as Lab
 from bench.podtime import REASONS, Track, account, overhead, rate_beside, samples_per_s, stalls
 from bench.ratio import Ratio
 
-NUM_ALONE, NUM_BESIDE = 3, 5
+NUM_ALONE, NUM_BESIDE = 3, 7
 RATE_EPOCHS = 50
 SEED = 1
 MEAN_TIME_BETWEEN_FAULTS_S = 150.0

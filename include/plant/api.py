@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ACTIVE = ("queued", "running")
 FINISHED = ("success", "failed")
 _POLL_S = 0.3
+_MAY_BE_SAID_TWICE = frozenset({"GET", "PATCH", "DELETE"})
+_PAUSES_S = (1, 2, 4)
 _PAGE = 100
 
 
@@ -65,8 +67,16 @@ class AirflowApi:
         self.client: httpx.Client = httpx.Client(base_url=settings.airflow_api_url, timeout=60)
 
     def request(self, method: str, path: str, **arguments: Any) -> Any:
-        """One request below `/api/v2`; the answer's JSON, or its text where it is no JSON."""
+        """One request below `/api/v2`; the answer's JSON, or its text where it is no JSON.
+
+        What may be said twice is: Airflow answers 500 where the database broke a deadlock with its scheduler.
+        """
         answer = self._send(method, path, **arguments)
+        for pause_s in _PAUSES_S if method in _MAY_BE_SAID_TWICE else ():
+            if not answer.is_server_error:
+                break
+            time.sleep(pause_s)
+            answer = self._send(method, path, **arguments)
         if answer.status_code == 401:
             self._log_in()
             answer = self._send(method, path, **arguments)
