@@ -219,7 +219,7 @@ def _history() -> tuple[Series, Feed]:
         default=80,
     )
     with gates.connect(Settings(_env_file=None)) as con:
-        return accept("day_ahead", feed, fetch(feed, Path()), con).series, feed
+        return accept("day_ahead", feed, fetch(feed, Path()), con, datetime(YEAR + 1, 1, 8, tzinfo=UTC)).series, feed
 
 
 def _decision_s() -> float:

@@ -201,13 +201,6 @@ class Compute(Spec):
     queue_minutes: float = Field(30, gt=0, description="A pod that finds no place for so long is tried anew, minutes.")
     start_minutes: float = Field(10, gt=0, description="A pod that has a place and does not start for so long, too.")
     timeout_minutes: int = Field(60, gt=0, description="A training process that runs longer is stopped, minutes.")
-    expected_minutes: float | None = Field(
-        None, gt=0, description="What a training takes on a machine of speed 1, minutes; default timeout_minutes."
-    )
-    flexible_hours: float = Field(
-        0, ge=0, le=24 * 7, description="A training may wait so long for cheaper energy or a free machine, hours."
-    )
-    spot: bool = Field(True, description="Whether its machines may be taken away: it goes on from its checkpoint.")
 
     @property
     def larger_memory_gb(self) -> float:
@@ -220,10 +213,6 @@ class Compute(Spec):
             raise ValueError(f"retry_memory_gb {self.retry_memory_gb} is less than memory_gb {self.memory_gb}")
         if self.shared_memory_gb > self.memory_gb:
             raise ValueError(f"shared_memory_gb {self.shared_memory_gb} exceeds memory_gb {self.memory_gb}")
-        if self.expected_minutes and self.expected_minutes > self.timeout_minutes:
-            raise ValueError(
-                f"expected_minutes {self.expected_minutes:g} exceeds timeout_minutes {self.timeout_minutes}"
-            )
         if self.gpu_class and not self.gpus:
             raise ValueError(f"gpu_class is {self.gpu_class!r} but gpus is 0")
         return self
@@ -336,13 +325,6 @@ class LineSpec(Spec):
         unknown = [c for c in self.evaluation.slices if c not in self.model.categorical]
         if unknown:
             raise ValueError(f"evaluation.slices names {unknown}, which model.categorical does not declare")
-        waits = 60 * self.compute.flexible_hours
-        if waits and waits + self.compute.timeout_minutes > self.schedule.deadline_minutes:
-            raise ValueError(
-                f"compute.flexible_hours {self.compute.flexible_hours:g} and compute.timeout_minutes "
-                f"{self.compute.timeout_minutes} do not fit into schedule.deadline_minutes "
-                f"{self.schedule.deadline_minutes}: every wait would be reported as late"
-            )
         if self.feedback.cadence_days > self.dataset.history_days:
             raise ValueError(
                 f"feedback.cadence_days {self.feedback.cadence_days} exceeds "
@@ -393,18 +375,10 @@ def find_line(lines_dir: Path, name: str) -> LineSpec:
 
 
 def main() -> int:
-    """Validate every line, and the inventory where there is one; the exit status is the number of bad ones."""
-    from aifactory.capacity.inventory import load_inventory
+    """Validate every line and say so; the exit status is the number of bad ones. What `make check` calls."""
     from aifactory.settings import load_settings
 
     bad = 0
-    capacity_file = load_settings().capacity_file
-    if capacity_file:
-        try:
-            sys.stdout.write(f"{capacity_file}: valid, {len(load_inventory(capacity_file).clusters)} clusters\n")
-        except SpecError as error:
-            bad += 1
-            sys.stderr.write(f"{error}\n")
     for folder in sorted(p.parent for p in load_settings().lines_dir.glob("*/line.yaml")):
         try:
             spec = load_line(folder)

@@ -69,8 +69,6 @@ class ReasonCode(StrEnum):
     PROCESS_KILLED = "PROCESS_KILLED", "A process was killed from outside."
     OUT_OF_MEMORY = "OUT_OF_MEMORY", "A process needed more memory than it was given."
     DEADLINE_MISSED = "DEADLINE_MISSED", "A stage took longer than the line allows."
-    # --- placement
-    NO_PLACE = "NO_PLACE", "No cluster may or can take this work within its deadline."
     # --- pods on a cluster
     CLUSTER_UNREACHABLE = "CLUSTER_UNREACHABLE", "The Kubernetes API did not answer."
     CLUSTER_DENIED = "CLUSTER_DENIED", "The Kubernetes API refused the plant's credentials, or does not allow this."

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def _absolute(path: str | Path | None) -> Path | None:
-    """A path that every process of the plant understands; an empty one is none."""
-    return Path(path).absolute() if path else None
 
 
 class Settings(BaseSettings):
@@ -82,9 +76,6 @@ class Settings(BaseSettings):
     pod_s3_endpoint: str = Field("", description="URL of S3 as pods reach it; empty means the same as here.")
     pod_mlflow_uri: str = Field("", description="URL of MLflow as pods reach it; empty means the same as here.")
     pod_gpu_class_label: str = Field("nvidia.com/gpu.product", description="Node label that holds the class of GPU.")
-    capacity_file: Annotated[Path | None, BeforeValidator(_absolute)] = Field(
-        None, description="Inventory of clusters and prices that work is placed by, see docs/capacity.md; empty: none."
-    )
     cluster_grows: bool = Field(
         False, description="Whether nodes are added on demand: what no present node can hold is then waited for."
     )

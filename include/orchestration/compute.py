@@ -1,4 +1,4 @@
-"""Where heavy work runs: in a pod where it is placed on a cluster (see `placing`), else on this machine.
+"""Where heavy work runs: in a pod where an Airflow connection to a cluster exists, else on this machine.
 
 Training is a program of its own, `python -m aifactory.training`, in a pod as in a process. What else `compute.in_pods`
 of a line names runs in its task, or in a pod as `python -m aifactory.jobs`. DAG files do not change.
@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from aifactory.errors import Defect, InfrastructureFault, TrainingDefect
 from aifactory.reasons import ReasonCode
-from orchestration import placing
 
 if TYPE_CHECKING:
     from aifactory.jobs import CarryOut
     from aifactory.line import Compute, LineSpec
-    from orchestration.clusterwork import PodEnd
-    from orchestration.placing import Place
+    from orchestration.clusterwork import Cluster, PodEnd
     from orchestration.pods import Shape
     from orchestration.station import Station
 
@@ -45,24 +43,18 @@ _TRAININGS = 3
 def train(here: Station, order_id: str, phase: str) -> dict[str, Any]:
     """Carry out one phase of a training order, `challenger` or `refit`; ids and counts come back."""
     from aifactory.stages import train as stage
-    from aifactory.training.run import result_key
 
-    if not placing.goes_to_pods(here, "train"):
-        made: dict[str, Any] = stage.train(here.factory, here.spec, order_id, phase, on_start=here.on_kill)
-        return made
-
-    def run(place: Place) -> dict[str, Any]:
-        return dict(stage.train(here.factory, here.spec, order_id, phase, program=_Pods(here, place).train))
-
-    done = here.factory.store.head(result_key(here.spec.line, order_id, phase)) is not None
-    return placing.carried_out(here, "train", f"{order_id}/{phase}", run, waits=not done)
+    cluster = _cluster(here, "train")
+    if cluster is None:
+        done: dict[str, Any] = stage.train(here.factory, here.spec, order_id, phase, on_start=here.on_kill)
+        return done
+    return dict(stage.train(here.factory, here.spec, order_id, phase, program=_Pods(here, cluster).train))
 
 
 def elsewhere(here: Station, work: str) -> CarryOut | None:
     """What has this work done in a pod; None where the task does it itself."""
-    if not placing.goes_to_pods(here, work):
-        return None
-    return lambda job: placing.carried_out(here, work, job, lambda place: _Pods(here, place).job(job))
+    cluster = _cluster(here, work)
+    return _Pods(here, cluster).job if cluster is not None else None
 
 
 def limits(spec: LineSpec, work: str) -> dict[str, Any]:
@@ -80,6 +72,14 @@ def limits(spec: LineSpec, work: str) -> dict[str, Any]:
 def _of_one_pod(compute: Compute) -> timedelta:
     """The longest that a pod may take, from its making to its end."""
     return timedelta(minutes=compute.timeout_minutes + compute.queue_minutes + compute.start_minutes) + _MARGIN
+
+
+def _cluster(here: Station, work: str) -> Cluster | None:
+    from orchestration.clusterwork import connected_cluster
+
+    if work not in here.spec.compute.in_pods:
+        return None
+    return connected_cluster(here.factory.settings.kubernetes_conn_id)
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,9 @@ class _Work:
 class _Pods:
     """Programs of the trainer image in pods."""
 
-    def __init__(self, here: Station, place: Place) -> None:
+    def __init__(self, here: Station, cluster: Cluster) -> None:
         self._here = here
-        self._cluster = place.cluster
-        chosen = {"gpu_class": place.gpu_class} if place.gpu_class else {}
-        self._compute = here.spec.compute.model_copy(update=chosen)
+        self._cluster = cluster
 
     def train(self, order_id: str, phase: str) -> dict[str, Any]:
         """The training program."""
@@ -168,7 +166,7 @@ class _Pods:
         from orchestration import clusterwork
         from orchestration.pods import Shape, describe
 
-        here, compute = self._here, self._compute
+        here, compute = self._here, self._here.spec.compute
         larger = bool(self._state.get(_LARGER))
         shape = Shape.of(compute, larger=larger)
         shape = shape if work.order else replace(shape, gpus=0)  # jobs compute on CPUs

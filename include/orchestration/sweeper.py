@@ -8,23 +8,21 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from aifactory import jobs
-from aifactory.errors import FactoryError
 from aifactory.ledger import EventKind, ProductionEvent
 from aifactory.reasons import ReasonCode
-from orchestration import placing
 from orchestration.clusterwork import api_errors, connected_cluster
 from orchestration.pods import LINE_LABEL, PLANT_LABEL, TASK_ANNOTATIONS
 
 if TYPE_CHECKING:
     from kubernetes.client import V1Pod
 
-    from orchestration.clusterwork import Cluster
     from orchestration.station import Station
 
 log = logging.getLogger(__name__)
 
 MIN_AGE = timedelta(minutes=1)
 """Younger pods are left alone: the task that made one may not be on record yet."""
+_UNIT_KINDS = {"train": "model", "ingest": "batch", "score": "predictions"}
 _JOB_AGE = timedelta(days=1)
 """What a job left in S3 is kept so long: the next try of its task may take it."""
 _OVER = frozenset({"success", "failed", "skipped", "removed", "upstream_failed"})
@@ -42,35 +40,22 @@ def sweep(here: Station) -> dict[str, Any]:
     """
     settings, line = here.factory.settings, here.spec.line
     left = jobs.prune(here.factory, line, _JOB_AGE)
-    clusters = [cluster for name in placing.connections(here) if (cluster := connected_cluster(name))]
-    if not clusters:
+    cluster = connected_cluster(settings.kubernetes_conn_id)
+    if cluster is None:
         log.info("no cluster is connected: work runs on this machine")
-    num_pods, removed, faults = 0, [], []
-    selector = f"{PLANT_LABEL}={settings.plant_id},{LINE_LABEL}={line}"
-    for cluster in clusters:
-        try:
-            with api_errors(f"sweeping {cluster.conn_id}"):
-                pods = cluster.api.list_namespaced_pod(
-                    cluster.namespace, label_selector=selector, _request_timeout=15
-                ).items
-                num_pods += len(pods)
-                removed += [pod.metadata.name for pod in pods if _removed(here, cluster, pod)]
-        except FactoryError as error:
-            log.warning("%s", error)
-            faults.append(error)  # the other clusters are swept all the same
-    if faults:
-        raise faults[0]
-    return {"num_pods": num_pods, "num_removed": len(removed), "removed": removed, "jobs": left}
-
-
-def _removed(here: Station, cluster: Cluster, pod: V1Pod) -> bool:
-    """Whether a pod was an orphan, and is removed."""
-    why = _orphaned(here.context["ti"], pod)
-    if why:
-        log.warning("pod %s is removed: %s", pod.metadata.name, why)
-        cluster.remove(pod.metadata.name)
-        _record(here, pod, why)
-    return bool(why)
+        return {"num_pods": 0, "num_removed": 0, "removed": [], "jobs": left}
+    removed = []
+    with api_errors("sweeping"):
+        selector = f"{PLANT_LABEL}={settings.plant_id},{LINE_LABEL}={line}"
+        pods = cluster.api.list_namespaced_pod(cluster.namespace, label_selector=selector, _request_timeout=15).items
+        for pod in pods:
+            why = _orphaned(here.context["ti"], pod)
+            if why:
+                log.warning("pod %s is removed: %s", pod.metadata.name, why)
+                cluster.remove(pod.metadata.name)
+                _record(here, pod, why)
+                removed.append(pod.metadata.name)
+    return {"num_pods": len(pods), "num_removed": len(removed), "removed": removed, "jobs": left}
 
 
 def _orphaned(ti: Any, pod: V1Pod) -> str:
@@ -99,13 +84,12 @@ def task_of(pod: V1Pod) -> Mapping[str, str] | None:
 
 def _record(here: Station, pod: V1Pod, why: str) -> None:
     name, task = pod.metadata.name, task_of(pod)
-    stage = task["dag_id"].rpartition(".")[2] if task else ""
-    stage = stage if stage in placing.UNIT_KINDS else "train"
+    stage = task["dag_id"].rpartition(".")[2] if task else "train"
     here.factory.ledger.record(
         ProductionEvent(
             line=here.spec.line,
-            station=stage,
-            unit_kind=placing.UNIT_KINDS[stage],
+            station=stage if stage in _UNIT_KINDS else "train",
+            unit_kind=_UNIT_KINDS.get(stage, "model"),
             unit=name,
             event=EventKind.FAILED,
             key=f"orphan/{here.spec.line}/{pod.metadata.uid}",

@@ -27,7 +27,7 @@ USERS = {"admin": "admin", "viewer": "viewer"}
 LOG_RETENTION_DAYS = 60
 _PASSED_ON = (
     "lines_dir", "s3_region", "landing_bucket", "factory_bucket", "mlflow_uri", "dataset_git_root", "threads",
-    "memory_limit_gb", "trial", "capacity_file",
+    "memory_limit_gb", "trial",
 )  # fmt: skip
 """Settings that an operator may have set for `up` and that tasks must see too; the rest is in `plant.env`."""
 _HEARTBEATS = {SCHEDULER: "scheduler", DAG_PROCESSOR: "dag_processor", TRIGGERER: "triggerer"}

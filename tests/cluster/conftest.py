@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from kubernetes.client.exceptions import NotFoundException
-from tests.cluster.tcp_gate import Gate, gated
+from tests.cluster.tcp_gate import Gate
 from tests.far_lines import lines_that_do_not_start_by_themselves
 
 import plant
@@ -183,6 +185,18 @@ class Lab:
         return [self.api.logs(f"{LINE}.train", run_id, task_id, n) for n in range(1, num_tries + 1)]
 
 
+def _gated(kubeconfig: Path, own: Path) -> tuple[Gate, Path]:
+    """A kubeconfig whose way to the API server leads through a gate."""
+    config = yaml.safe_load(kubeconfig.read_text())
+    named = {c["name"]: c["context"]["cluster"] for c in config["contexts"]}
+    [found] = [c["cluster"] for c in config["clusters"] if c["name"] == named[config["current-context"]]]
+    address = urlsplit(found["server"])
+    gate = Gate(str(address.hostname), address.port or 443)
+    found |= {"server": f"https://127.0.0.1:{gate.port}", "tls-server-name": address.hostname}
+    own.write_text(yaml.safe_dump(config))
+    return gate, own
+
+
 def _make_small_and_slow(spec: Path) -> None:
     """Pods that fit a small node, and a network that trains long enough to be disturbed."""
     text = spec.read_text()
@@ -211,7 +225,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, mlflow_environment: None, core
     try:
         plant.up(settings)
         settings = plant.load(home)
-        gate, kubeconfig = gated(Path(os.environ["KUBECONFIG"]), tmp_path_factory.mktemp("kube") / "config")
+        gate, kubeconfig = _gated(Path(os.environ["KUBECONFIG"]), tmp_path_factory.mktemp("kube") / "config")
         cluster.connect(settings, kubeconfig, namespace=NAMESPACE)
         yield Lab(settings, Demo.quiet(settings), core, gate, lines)
     finally:

@@ -15,7 +15,6 @@ from aifactory.reasons import ReasonCode
 from aifactory.settings import REPOSITORY, Settings
 from orchestration import clusterwork, compute
 from orchestration.clusterwork import PodEnd
-from orchestration.placing import Place
 
 RESULT = {"num_rows": 7, "attempt": "pod"}
 DELETED = InfrastructureFault(ReasonCode.POD_DELETED, "deleted")
@@ -43,7 +42,7 @@ class Pods:
             context={"ti": ti, "task_state_store": self.state},
             cancelled=self.cancelled,
         )
-        self.pods = compute._Pods(here, Place(cluster=None))  # type: ignore[arg-type]
+        self.pods = compute._Pods(here, cluster=None)  # type: ignore[arg-type]
         monkeypatch.setattr(clusterwork, "run_in_pod", self._run)
         monkeypatch.setattr("aifactory.training.checkpoints.newest", self._newest)
         monkeypatch.setattr("aifactory.stages.train.stopped", lambda *told: self.stops.append(told[-1]))
@@ -101,7 +100,7 @@ def test_it_goes_on_a_few_times_and_no_more(pods: Pods):
 
 
 def test_it_does_not_go_on_where_a_pod_could_outlive_the_task(pods: Pods, monkeypatch: pytest.MonkeyPatch):
-    compute_spec = pods.pods._compute
+    compute_spec = pods.pods._here.spec.compute
     task_s = compute.limits(pods.pods._here.spec, "train")["execution_timeout"].total_seconds()
     pod_s = 60 * (compute_spec.timeout_minutes + compute_spec.queue_minutes + compute_spec.start_minutes)
     moments = iter([0.0, task_s - 2 * pod_s, task_s - pod_s])

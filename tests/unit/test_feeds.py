@@ -25,6 +25,7 @@ FEED = Feed(
     time_formats=["%Y-%m-%d %H:%M:%S", "%d/%m/%Y %H:%M"], low=-600, high=5000, default=80,
 )  # fmt: skip
 FIRST = datetime(2024, 3, 1, tzinfo=UTC)
+NOW = datetime(2025, 1, 8, tzinfo=UTC)
 
 
 def body(*rows: tuple[str, Any]) -> bytes:
@@ -37,7 +38,7 @@ def hours(num: int, first: datetime = FIRST) -> list[tuple[str, Any]]:
 
 def taken(content: bytes, feed: Feed = FEED) -> Delivery:
     with gates.connect(Settings(_env_file=None)) as con:
-        return accept("test", feed, content, con)
+        return accept("test", feed, content, con, NOW)
 
 
 def test_prices_become_money_per_kwh():
@@ -62,6 +63,9 @@ def test_dates_of_another_format_are_not_misread():
         (("yesterday", 99), ReasonCode.VALUE_NULL),
         (("2024-03-09 05:00:00", -601), ReasonCode.VALUE_OUT_OF_RANGE),
         (("2024-03-09 05:00:00", 1e9), ReasonCode.VALUE_OUT_OF_RANGE),
+        (("2124-03-09 05:00:00", 99), ReasonCode.EVENT_TIME_OUTSIDE),
+        (("9999-12-31 23:00:00", 99), ReasonCode.EVENT_TIME_OUTSIDE),
+        (("1970-01-01 00:00:00", 99), ReasonCode.EVENT_TIME_OUTSIDE),
     ],
 )
 def test_a_bad_row_is_left_out_and_counted(row: tuple[str, Any], reason: ReasonCode):
@@ -93,6 +97,11 @@ def test_what_is_no_such_csv(content: bytes):
     with pytest.raises(LandingDefect) as caught:
         taken(content)
     assert caught.value.reason is ReasonCode.LANDING_UNREADABLE
+
+
+def test_a_format_of_dates_that_is_none():
+    with pytest.raises(LandingDefect, match="time_formats"):
+        taken(body(*hours(24)), FEED.model_copy(update={"time_formats": ["%Q"]}))
 
 
 def test_beyond_what_is_told_the_last_week_is_repeated():

@@ -82,6 +82,8 @@ def test_a_whole_file(tmp_path: Path):
         ("clusters.near.colour", "red", ("colour",)),
         ("feeds.nl.default", 1e6, ("default", "high")),
         ("feeds.nl.low", 9000, ("low", "high")),
+        ("feeds.nl.source", "ftp://prices.invalid/nl.csv", ("feeds.nl", "ftp://")),
+        ("feeds.nl.source", "http://[", ("feeds.nl",)),
         ("reservations.0.units", 9, ("9", "near.own", "8")),
         ("reservations.0.offer", "none", ("near.none", "no offer")),
         ("currency", "euros", ("currency", "euros")),
@@ -96,5 +98,5 @@ def test_a_wrong_field_is_named_with_its_value(tmp_path: Path, field: str, value
 
 
 def test_no_file(tmp_path: Path):
-    with pytest.raises(SpecError, match="AIF_CAPACITY_FILE"):
+    with pytest.raises(SpecError, match="cannot be read"):
         load_inventory(tmp_path / "nothing.yaml")

@@ -44,6 +44,14 @@ def test_a_begin_may_lie_within_an_hour():
     assert (chosen.begin, chosen.end) == (1.5, 4.0)
 
 
+def test_equal_prices_are_not_waited_for():
+    for price in (0.1, 0.3, 1 / 3):
+        twins = (SITE, replace(SITE, cluster="twin"))
+        chosen = stock(np.full(48, price), *twins).place(replace(JOB, hours=1.0)).chosen
+        assert chosen is not None
+        assert (chosen.site, chosen.begin) == ("near.own", 0.0)
+
+
 def test_negative_prices_are_waited_for():
     price = np.full(24, 0.05)
     price[20] = -0.5

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from aifactory import gates
 from aifactory.errors import FactoryError, GateRefused, InfrastructureFault, LandingDefect, NotFound
-from aifactory.expectations import DAY_COLUMN, ROW_COLUMN, between, not_null, suite, unique
+from aifactory.expectations import DAY_COLUMN, ROW_COLUMN, between, never, not_null, suite, unique
 from aifactory.reasons import ReasonCode
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ FRESH = timedelta(minutes=15)
 """A delivery is not fetched again for so long."""
 _TIMEOUT_S = 20
 _HOUR = timedelta(hours=1)
+_EARLIEST = "2000-01-01"
+_FUTURE = timedelta(days=31)
 _DAYS_OF_FORECAST = 7
 _FACTOR = {"price_per_mwh": 1e-3, "price_per_kwh": 1.0, "grams_per_kwh": 1.0}
 
@@ -104,7 +106,7 @@ def current(f: Factory, name: str, feed: Feed, base: Path, now: datetime) -> Ser
     series = kept.series if kept else None
     try:
         with gates.connect(f.settings) as con:
-            delivery = accept(name, feed, fetch(feed, base), con)
+            delivery = accept(name, feed, fetch(feed, base), con, now)
     except FactoryError as error:
         log.warning("feed %s is not taken, %s serves: %s", name, "the last delivery" if kept else "its default", error)
     else:
@@ -180,15 +182,15 @@ def _download(url: str) -> bytes:
                 body += part
                 if len(body) > MAX_BYTES:
                     break
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise InfrastructureFault(
             ReasonCode.STORE_UNREACHABLE, f"the feed at {url} did not answer with it: {error}"
         ) from error
     return body
 
 
-def accept(name: str, feed: Feed, body: bytes, con: duckdb.DuckDBPyConnection) -> Delivery:
-    """Hold a delivery against its gate.
+def accept(name: str, feed: Feed, body: bytes, con: duckdb.DuckDBPyConnection, now: datetime) -> Delivery:
+    """Hold a delivery against its gate; `now` is the moment, UTC.
 
     Raises:
         LandingDefect: it is no such CSV.
@@ -200,6 +202,11 @@ def accept(name: str, feed: Feed, body: bytes, con: duckdb.DuckDBPyConnection) -
         not_null("value"),
         between("value", feed.low, feed.high),
         unique(["hour"]),
+        never(
+            f"hour < TIMESTAMP '{_EARLIEST}' OR hour > TIMESTAMP '{now + _FUTURE:%Y-%m-%d %H:%M:%S}'",
+            f"hours lie between {_EARLIEST} and {_FUTURE.days} days from now",
+            reason=ReasonCode.EVENT_TIME_OUTSIDE,
+        ),
     ]
     verdict = gates.judge(suite(f"feeds.{name}", rules), rows, con)
     bad = gates.failing_rows(verdict.at("row"), rows, con)
@@ -218,6 +225,7 @@ def accept(name: str, feed: Feed, body: bytes, con: duckdb.DuckDBPyConnection) -
 
 def _parse(feed: Feed, body: bytes, con: duckdb.DuckDBPyConnection) -> pa.Table:
     """The rows as [_day, _row, hour, value]; what is no hour or no number is null."""
+    import duckdb
     from pyarrow import csv
 
     wanted = [feed.time_column, feed.value_column]
@@ -238,7 +246,12 @@ def _parse(feed: Feed, body: bytes, con: duckdb.DuckDBPyConnection) -> pa.Table:
         "CASE WHEN isfinite(TRY_CAST(told_value AS DOUBLE)) THEN TRY_CAST(told_value AS DOUBLE) END AS value "
         "FROM _delivered"
     )
-    return con.sql(statement, params=feed.time_formats).to_arrow_table()
+    try:
+        return con.sql(statement, params=feed.time_formats).to_arrow_table()
+    except duckdb.Error as error:
+        raise LandingDefect(
+            ReasonCode.LANDING_UNREADABLE, f"{feed.source} cannot be read by time_formats {feed.time_formats}: {error}"
+        ) from error
 
 
 def _hourly(rows: pa.Table, factor: float) -> Series:

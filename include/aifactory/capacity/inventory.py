@@ -1,6 +1,6 @@
 """The plant's stock of compute: clusters, what machines they have under which tariff, and what those cost.
 
-One typed file, see `Settings.capacity_file`. Money is in one currency, that of the price feeds. A *unit* is a GPU, or,
+One typed file. Money is in one currency, that of the price feeds. A *unit* is a GPU, or,
 where an offer names no class of GPU, room for one pod without one.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -19,7 +20,7 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,61}$")]
 class Feed(Spec):
     """Hourly values of the outside world: energy prices, or the carbon of energy."""
 
-    source: str = Field(description="Path of a CSV file, relative to the inventory, or its http(s) URL.")
+    source: str = Field(min_length=1, description="Path of a CSV file, relative to the inventory, or its http(s) URL.")
     quantity: Literal["price_per_mwh", "price_per_kwh", "grams_per_kwh"] = Field(description="What a value is.")
     time_column: str = Field(description="Column of the hour's beginning, UTC.")
     value_column: str = Field(description="Column of the value.")
@@ -37,7 +38,10 @@ class Feed(Spec):
     default: float = Field(description="Value where the feed is stale or away, in the feed's quantity.")
 
     @model_validator(mode="after")
-    def _ordered(self) -> Feed:
+    def _consistent(self) -> Feed:
+        scheme = urlsplit(self.source).scheme
+        if scheme not in ("", "http", "https"):
+            raise ValueError(f"source {self.source!r} is neither a path nor an http(s) URL")
         if not self.low < self.high:
             raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
         if not self.low <= self.default <= self.high:
@@ -133,4 +137,4 @@ def load_inventory(path: Path) -> Inventory:
     Raises:
         SpecError: names the file, and each wrong field with its value.
     """
-    return read_spec(path, Inventory, "see AIF_CAPACITY_FILE")
+    return read_spec(path, Inventory, "name the inventory's file")

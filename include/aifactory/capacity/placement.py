@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -190,7 +191,7 @@ class Stock:
         seen = tuple(self._alternative(job, number, best) for number in range(len(self.sites)))
         if not np.isfinite(best.score).any():
             return Decision(job.name, None, seen)
-        number = int(np.argmin(best.score))
+        number = int(np.argmax(best.score <= _about(best.score.min())))
         self.take(job.line, job.units, number, float(best.begin[number]), float(best.end[number]))
         return Decision(job.name, seen[number], seen)
 
@@ -239,8 +240,8 @@ class Stock:
         score[~(in_time & has_room)] = np.inf
         obstacles = [self._obstacle(job, site) for site in self.sites]
         score[[found is not None for found in obstacles]] = np.inf
-        chosen = score.argmin(axis=1)
         row = rows[:, 0]
+        chosen = np.where(score <= _about(score.min(axis=1))[:, None], begins, np.inf).argmin(axis=1)
         for number, found in enumerate(obstacles):
             if found is None and not np.isfinite(score[number, chosen[number]]):
                 obstacles[number] = Obstacle.NO_ROOM if in_time[number].any() else Obstacle.DEADLINE
@@ -324,6 +325,11 @@ def _at(total: Floats, moments: Floats) -> Floats:
     below = total[rows, hour]
     found: Floats = below + (moments - hour) * (total[rows, hour + 1] - below)
     return found
+
+
+def _about(least: Any) -> Any:
+    """What counts as equal to the least: prices are summed, and waiting for a rounding error costs lead time."""
+    return least + _EPSILON * np.maximum(1.0, np.abs(least))
 
 
 def _ceil(moment: float) -> int:
