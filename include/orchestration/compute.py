@@ -58,7 +58,7 @@ def elsewhere(here: Station, work: str) -> CarryOut | None:
 
 
 def limits(spec: LineSpec, work: str) -> dict[str, Any]:
-    """Arguments of the task of some work: what may run in pods gets the time of all that a try may make, one by one.
+    """Arguments of the task of some work: a training gets the time of three pods, other work in pods that of one.
 
     Processes and pods are stopped by their own limit, `compute.timeout_minutes`; the task's is there if that fails.
     """

@@ -104,7 +104,7 @@ def test_it_does_not_go_on_where_a_pod_could_outlive_the_task(pods: Pods, monkey
     task_s = compute.limits(pods.pods._here.spec, "train")["execution_timeout"].total_seconds()
     pod_s = 60 * (compute_spec.timeout_minutes + compute_spec.queue_minutes + compute_spec.start_minutes)
     moments = iter([0.0, task_s - 2 * pod_s, task_s - pod_s])
-    monkeypatch.setattr(compute.time, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(compute, "time", SimpleNamespace(monotonic=lambda: next(moments)))  # of this module alone
     pods.ends = [(100, DELETED), (100, DELETED), (100, None)]
     pods.fails(ReasonCode.POD_DELETED)
     assert len(pods.stops) == 1
