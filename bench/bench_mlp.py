@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 import plant
-from aifactory.recipes.tabular_mlp import Batches, Keeper, Network, TabularMlpParameters, deterministic, train_loop
+from aifactory.recipes.batches import Batches
+from aifactory.recipes.keeper import Keeper
+from aifactory.recipes.loop import deterministic, train_loop
+from aifactory.recipes.tabular_mlp import Network, TabularMlpParameters, log_loss
 from aifactory.settings import Settings
 from aifactory.store import Store
 from aifactory.training.checkpoints import StoreCheckpoints
@@ -76,7 +79,7 @@ def new_network(params: TabularMlpParameters, device: torch.device) -> Any:
 
 
 def _ours(keeper: Keeper, device: torch.device, data: Batches, params: TabularMlpParameters) -> None:
-    train_loop(new_network(params, device), data, params, 1, no_progress, keeper)
+    train_loop(new_network(params, device), log_loss, data, params, 1, no_progress, keeper)
 
 
 def _bare(device: torch.device, data: Batches, params: TabularMlpParameters) -> None:

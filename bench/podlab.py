@@ -138,7 +138,7 @@ class PodLab:
     def vocabulary_sizes(self, run_id: str) -> list[int]:
         """Rows of the embeddings of a training's network."""
         from aifactory.packaging import load_package
-        from aifactory.recipes.tabular_mlp import metadata
+        from aifactory.recipes.keeper import metadata
 
         weights = load_package(self.factory, self.made(run_id)["package"]).weights
         if weights is None:
@@ -205,8 +205,8 @@ def connected_plant() -> Iterator[PodLab]:
         lines = lines_that_do_not_start_by_themselves(Path(temporary) / "lines")
         spec = lines / LINE / "line.yaml"
         spec.write_text(re.sub(r"compute: {.*}", f"compute: {_COMPUTE}", spec.read_text()))
-        mlflow_env = os.environ.get("AIF_MLFLOW_ENV") or str(REPOSITORY / "var" / "mlflow-env")
-        with _environment(AIF_LINES_DIR=str(lines), AIF_MLFLOW_ENV=mlflow_env):
+        shared = {f"AIF_{name.upper()}_ENV": str(REPOSITORY / "var" / f"{name}-env") for name in ("mlflow", "triton")}
+        with _environment(AIF_LINES_DIR=str(lines), **{k: os.environ.get(k) or v for k, v in shared.items()}):
             settings = plant.temporary_settings(Path(temporary) / "home")
             try:
                 plant.up(settings)

@@ -3,6 +3,10 @@
 Runs when predictions are new and judges every window whose outcomes are in: live metric, calibration, drift of the
 features and of the score. It then decides by the line's rule and calls for a retrain once, however often it runs.
 
+Of an online line, a new champion is on probation: if what it answers to callers breaks a limit within
+`deployment.rollback_window_hours`, `take_back` puts the champion before it back (`LIVE_BREACH` in the ledger), live
+requests first. A champion that was put back is on no probation.
+
 **Why**: nobody has to watch the model. The line notices by itself that the world has moved.
 
 **Owner**: the line's team (see the owner above and `line.yaml`).
@@ -13,10 +17,13 @@ features and of the score. It then decides by the line's rule and calls for a re
 |---|---|
 | `FIRST_MODEL` | there is data enough and no model yet |
 | `DRIFT` | enough of the newest windows broke a limit |
+| `LIVE_DECAY` | so many broke one only together with those of live answers |
 | `CADENCE_DUE` | the champion is as old as the cadence allows |
 
 **What a failure usually means**: `DATASET_CORRUPT` or `PACKAGE_INVALID`: stored content does not match its hash,
-somebody wrote to the bucket; `STORE_UNREACHABLE`: S3 or Postgres is down, it was retried, see `make status`.
+somebody wrote to the bucket; `ROLLOUT_STUCK`: the servers did not load the champion before in time, the one that broke
+its limit serves on, see `make status`, then trigger `<line>.rollback`; `STORE_UNREACHABLE`: S3 or Postgres is down, it
+was retried, see `make status`.
 """
 
 from __future__ import annotations
@@ -60,6 +67,27 @@ def feedback(spec: LineSpec) -> None:
             with station(spec, "feedback/") as here:
                 here.emit(assets.retrain, decision)
 
+        @task(doc_md="Looks at what a new champion has answered. One that keeps its limits skips the rollback.")
+        def watch() -> dict[str, Any]:
+            from aifactory.stages import probation as stage
+
+            with station(spec, "feedback/") as here:
+                found = here.made(stage.watch(here.factory, spec))
+                return found if found["breach"] else here.end_here(found, str(found["explanation"]))
+
+        @task(outlets=[assets.champion], doc_md="Puts the champion before it back: live requests first, then batches.")
+        def take_back(breach: dict[str, Any]) -> dict[str, Any]:
+            from aifactory.stages import probation as stage
+
+            with station(spec, "feedback/") as here:
+                restored = here.made(stage.take_back(here.factory, spec, breach, here.run))
+                here.emit(assets.champion, restored)
+                return restored
+
         judged, decided = with_links(judge()), with_links(decide())
         judged >> decided
         call_for_retrain(decided)
+        if spec.deployment.online:
+            watched = with_links(watch())
+            judged >> watched
+            with_links(take_back(watched))

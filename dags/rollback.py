@@ -1,14 +1,16 @@
 """# Rollback: an operator takes the champion back
 
 Runs by hand only. The form takes the version (empty: the one before) and the reason, which is written to the ledger
-with the operator's name. It takes effect with the next scoring, and is itself taken back in the same way.
+with the operator's name. Live requests go back first, as soon as that version is loaded and has given its golden
+outputs (seconds), then batch scoring, with the next one. It is itself taken back in the same way.
 
 **Why**: whoever is on call at night needs one button, not a procedure.
 
 **Owner**: the line's team (see the owner above and `line.yaml`).
 
 **What a failure usually means**: `NO_PREVIOUS`: there is no earlier champion; `VERSION_UNKNOWN`: the registry has no
-such version; `PACKAGE_INVALID`: that version's files are incomplete. The champion in service stays in service.
+such version; `PACKAGE_INVALID`: that version's files are incomplete; `ROLLOUT_STUCK`: the servers did not load it in
+time, see `make status`. The champion in service stays in service.
 """
 
 from __future__ import annotations

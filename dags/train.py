@@ -12,6 +12,9 @@ winner is then trained again on all days, the newest too, and registered.
 `reason`, in the report, in MLflow and in the ledger (scrapped): `METRIC_BELOW_FLOOR`, `GAIN_NOT_PROVEN`, `CALIBRATION`,
 `SLICE_DROP`, `LATENCY_BUDGET`, `SIZE_BUDGET`.
 
+**The edge package** (lines with a section `edge`): a refused one is no failure either, the candidate goes on without:
+`EDGE_NOT_QUANTISABLE`, `EDGE_ACCURACY`, `EDGE_CALIBRATION`, `EDGE_SCORES`, `EDGE_SIZE`, `EDGE_LATENCY`.
+
 **What a failure usually means**
 
 * `DATASET_TOO_SMALL`: a new line. Wait, or ingest more history.
@@ -19,6 +22,7 @@ winner is then trained again on all days, the newest too, and registered.
 * `TRAINING_FAILED`: an error in the recipe. Read the training log above the message.
 * `PACKAGE_MISMATCH`: the exported model computes something else. A bug in the recipe's export.
 * `REFIT_DIVERGED`: the newest days differ wildly. Look at the drift, train again tomorrow.
+* `PACKAGE_UNSIGNED`, `PACKAGE_INVALID`: a released package was altered in the store. Find out by whom.
 * `OUT_OF_MEMORY`, `PROCESS_KILLED`: too little memory; it was retried. Raise `compute.memory_gb`.
 """
 
@@ -84,6 +88,15 @@ def train(spec: LineSpec) -> None:
                 here.emit(assets.candidate, candidate, partition=candidate["trained_until"])
                 return candidate
 
+        @task(doc_md="Makes the version's int8 package for devices: measured, signed. A refusal keeps it from them.")
+        def edge(order_id: str) -> dict[str, Any]:
+            from aifactory.stages import train as stage
+
+            with station(spec, f"train/{order_id}/") as here:
+                verdict = here.made(stage.edge(here.factory, spec, order_id))
+                return verdict if verdict["passed"] else here.end_here(verdict, refusals(verdict))
+
         order_id = with_links(resolve())
-        steps = [with_links(step(order_id)) for step in (train_challenger, evaluate, refit, register)]
+        asked = (train_challenger, evaluate, refit, register, *([edge] if spec.edge else []))
+        steps = [with_links(step(order_id)) for step in asked]
         chain(*steps)

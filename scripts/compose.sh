@@ -7,8 +7,10 @@
 #   compose.sh ANYTHING ELSE   handed to `docker compose` with the plant's own settings (ps, logs -f mlflow, build trainer)
 #
 # Settings, from the environment: COMPOSE_PROJECT_NAME (ai-factory; another name is another plant), AIF_AIRFLOW_PORT,
-# AIF_MLFLOW_PORT, AIF_SCHEDULER_MEMORY, AIF_THREADS, AIF_BASE_IMAGE, AIF_WHEELS_IMAGE, AIF_TORCH_BACKEND, AIF_BUILD_CA,
-# AIF_BUILD_PIP_CONFIG, AIF_BUILD_NETWORK, AIF_POSTGRES_IMAGE, AIF_SEAWEEDFS_IMAGE. Needs bash and an engine, no Python.
+# AIF_MLFLOW_PORT, AIF_SERVING_PORT, AIF_SCHEDULER_MEMORY, AIF_SERVING_MEMORY, AIF_SERVING_RUNTIME,
+# AIF_SERVING_KEYS_FILE, AIF_SERVING_REQUESTS_PER_S, AIF_SERVING_MAX_REQUEST_MB, AIF_DEMO_NIGHTS, AIF_THREADS,
+# AIF_BASE_IMAGE, AIF_WHEELS_IMAGE, AIF_TORCH_BACKEND, AIF_BUILD_CA, AIF_BUILD_PIP_CONFIG, AIF_BUILD_NETWORK,
+# AIF_POSTGRES_IMAGE, AIF_SEAWEEDFS_IMAGE. Needs bash and an engine, no Python.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export DOCKER_BUILDKIT=1
@@ -22,7 +24,7 @@ export AIF_BUILD_PIP_CONFIG=${AIF_BUILD_PIP_CONFIG:-${PIP_CONFIG_FILE:-/dev/null
 folder=$PWD/var/compose/$COMPOSE_PROJECT_NAME
 secrets=$folder/secrets/plant.env
 began=$(date +%s)
-parts=(postgres s3 mlflow airflow-api airflow-scheduler airflow-dags airflow-triggerer outside-world)
+parts=(postgres s3 mlflow airflow-api airflow-scheduler airflow-dags airflow-triggerer outside-world serving)
 HEALTHY_WITHIN_S=${AIF_HEALTHY_WITHIN_S:-420}
 
 say() { printf '%6s s  %s\n' "$(($(date +%s) - began))" "$*" >&2; }
@@ -119,6 +121,7 @@ announce() {
   cat <<TEXT
 Airflow   http://127.0.0.1:${AIF_AIRFLOW_PORT:-8080}   user admin   password $password
 MLflow    http://127.0.0.1:${AIF_MLFLOW_PORT:-5500}
+Models    http://127.0.0.1:${AIF_SERVING_PORT:-8390}
 Secrets   ${secrets#"$PWD/"}
 Commands  scripts/compose.sh ps, scripts/compose.sh logs -f airflow-scheduler, make compose-down
 TEXT
@@ -127,6 +130,7 @@ TEXT
 up() {
   check_port AIF_AIRFLOW_PORT "${AIF_AIRFLOW_PORT:-8080}" airflow-api
   check_port AIF_MLFLOW_PORT "${AIF_MLFLOW_PORT:-5500}" mlflow
+  check_port AIF_SERVING_PORT "${AIF_SERVING_PORT:-8390}" serving
   build
   generate_secrets
   built=$(date +%s)

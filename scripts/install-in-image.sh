@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Inside an image build: install a pinned requirements file into /opt/venv, with what the build was lent.
+# Inside an image build: install a pinned requirements file into VENV (/opt/venv), with what the build was lent and
+# UV_OPTIONS.
 # usage: install-in-image.sh REQUIREMENTS [PACKAGE-TO-LEAVE-OUT...]
 #
 # Lent, each only where it is there: /run/secrets/ca (PEM bundle), /run/secrets/pip (pip.conf), /mnt/wheels (wheels).
@@ -23,4 +24,4 @@ fi
 for package in "$@"; do
   sed -i "/^$package==/d" "$requirements"
 done
-scripts/install.sh "$requirements" /opt/venv
+scripts/install.sh "$requirements" "${VENV:-/opt/venv}" ${UV_OPTIONS:-}

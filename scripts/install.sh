@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install a pinned requirements file into an environment (default .venv), with uv.
-# usage: install.sh REQUIREMENTS [VENV]
+# usage: install.sh REQUIREMENTS [VENV [OPTION-OF-UV...]]
 #
 # torch: the CPU build unless AIF_TORCH_BACKEND says otherwise (auto, cu126, ...). Where PIP_FIND_LINKS or
 # UV_FIND_LINKS names a folder of wheels, torch is taken from there.
@@ -27,4 +27,4 @@ else
   backend=(--torch-backend "${AIF_TORCH_BACKEND:-cpu}")
 fi
 echo "Installing $requirements into $venv"
-exec .venv/bin/uv pip install --quiet --compile-bytecode --python "$venv/bin/python" "${backend[@]}" -r "$requirements"
+exec .venv/bin/uv pip install --quiet --compile-bytecode --python "$venv/bin/python" "${backend[@]}" "${@:3}" -r "$requirements"

@@ -6,22 +6,29 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from aifactory.factory import Factory
 from aifactory.settings import Settings
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 
 @pytest.fixture(scope="session")
-def mlflow_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Share one MLflow server environment between all plants of the session (it takes half a minute to build)."""
+def environments() -> None:
+    """Share one environment of the MLflow server, and one of Triton, between all plants of the session.
+
+    The first takes half a minute to build.
+    """
     import os
 
     from aifactory.settings import REPOSITORY
 
-    os.environ.setdefault("AIF_MLFLOW_ENV", str(REPOSITORY / "var" / "mlflow-env"))
+    for name in ("mlflow", "triton"):
+        os.environ.setdefault(f"AIF_{name.upper()}_ENV", str(REPOSITORY / "var" / f"{name}-env"))
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +47,7 @@ def plant_settings() -> Iterator[Settings]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_settings(mlflow_environment: None) -> Iterator[Settings]:
+def mlflow_settings(environments: None) -> Iterator[Settings]:
     """Postgres, S3 and an MLflow server, really running, ended with the session."""
     from plant.stores import start_stores
 
@@ -75,3 +82,21 @@ def _own_factory(settings: Settings, tmp_path: Path) -> Iterator[Factory]:
     objectstore.ensure_buckets(own)
     yield Factory(own)
     shutil.rmtree(git_root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium: the machine's own (Debian's package `chromium`), or the one that `AIF_CHROMIUM` names."""
+    import os
+
+    from playwright.sync_api import expect, sync_playwright
+
+    path = os.environ.get("AIF_CHROMIUM") or shutil.which("chromium")
+    if path is None:
+        pytest.skip("there is no Chromium; install Debian's package chromium, or set AIF_CHROMIUM")
+    with sync_playwright() as playwright:
+        # Chromium's own sandbox does not start for root, nor in most containers
+        expect.set_options(timeout=15_000)
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

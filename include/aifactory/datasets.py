@@ -23,8 +23,9 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,12 @@ _DVC_FILE = "data.dvc"
 _MAX_RACES = 30
 _VERSIONS_A_PACK = 100
 _CONNECTIONS = 8
+_DAYS_AHEAD = 4
+"""Partitions that are downloaded before a `DayStream` comes to them; as files, not as rows."""
+_PIECE_ROWS = 16_384
+"""Rows that a `DayStream` decodes at once."""
+_DAYS_A_PRUNING = 16
+"""So many days after the other a `DayStream` brings the cache back under its size."""
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -293,6 +300,20 @@ class DatasetRepository:
         Raises:
             DatasetDefect: see `read`.
         """
+        return self._read(self._listed(dir_md5), dir_md5, days, columns)
+
+    def stream_content(self, dir_md5: str, days: Sequence[str], columns: Sequence[str]) -> DayStream:
+        """The same rows in pieces, for who cannot hold them all.
+
+        Raises:
+            DatasetDefect: a day is not there, or the manifest is not DVC's.
+        """
+        partitions = self._listed(dir_md5)
+        wanted = self._wanted(partitions, dir_md5, days)
+        return DayStream(self, dir_md5, {day: partitions[day] for day in wanted}, columns)
+
+    def _listed(self, dir_md5: str) -> dict[str, str]:
+        """MD5 of every partition by day, as DVC's manifest has it."""
         body = self._download(f"{dir_md5}.dir", cached=False)
         try:
             listed = {entry["relpath"]: str(entry["md5"]) for entry in json.loads(body)}
@@ -300,13 +321,20 @@ class DatasetRepository:
             raise DatasetDefect(
                 ReasonCode.DATASET_CORRUPT, f"manifest {dir_md5} of {self.line} is not DVC's ({error!r})"
             ) from error
-        partitions = {path.removeprefix("date=").removesuffix(".parquet"): md5 for path, md5 in listed.items()}
-        return self._read(partitions, dir_md5, days, columns)
+        return {path.removeprefix("date=").removesuffix(".parquet"): md5 for path, md5 in listed.items()}
 
     def _read(
         self, partitions: Mapping[str, str], name: str, days: Sequence[str] | None, columns: Sequence[str] | None
     ) -> pa.Table:
         """The rows of partitions, given as MD5 by day; `name` is what messages call them by."""
+        wanted = self._wanted(partitions, name, days)
+        with ThreadPoolExecutor(min(_CONNECTIONS, len(wanted))) as pool:
+            tables = list(pool.map(lambda day: self._read_partition(partitions[day], columns), wanted))
+        self._cache.prune()
+        return self._join(tables, columns, name)
+
+    def _wanted(self, partitions: Mapping[str, str], name: str, days: Sequence[str] | None) -> list[str]:
+        """The days that are asked for, oldest first, default all."""
         wanted = sorted(partitions if days is None else set(days))
         missing = [day for day in wanted if day not in partitions]
         if missing or not wanted:
@@ -315,10 +343,7 @@ class DatasetRepository:
                 f"{self.line} {name[:12]} has no partition {', '.join(missing[:5]) or '(none was asked for)'}; "
                 f"it holds {len(partitions)}, the newest is {max(partitions)}",
             )
-        with ThreadPoolExecutor(min(_CONNECTIONS, len(wanted))) as pool:
-            tables = list(pool.map(lambda day: self._read_partition(partitions[day], columns), wanted))
-        self._cache.prune()
-        return self._join(tables, columns, name)
+        return wanted
 
     def _join(self, tables: Sequence[pa.Table], columns: Sequence[str] | None, revision: str) -> pa.Table:
         """One table of all; columns in the order that was asked for."""
@@ -343,8 +368,16 @@ class DatasetRepository:
     def _read_partition(self, md5: str, columns: Sequence[str] | None) -> pa.Table:
         import pyarrow.parquet as pq
 
-        body = self._cache.get(md5) or self._download(md5)
+        body = self.body(md5)
         return pq.ParquetFile(io.BytesIO(body)).read(columns=list(columns) if columns is not None else None)
+
+    def body(self, md5: str) -> bytes:
+        """The parquet bytes of a partition, checked against their hash."""
+        return self._cache.get(md5) or self._download(md5)
+
+    def prune_cache(self) -> None:
+        """Remove from this machine's cache what is too much."""
+        self._cache.prune()
 
     def _download(self, name: str, *, cached: bool = True) -> bytes:
         """An object by its hash, checked; DVC adds `.dir` to the name of a manifest."""
@@ -398,6 +431,73 @@ class DatasetRepository:
 
     def _object(self, md5: str) -> str:
         return f"{self._prefix}/files/md5/{md5[:2]}/{md5[2:]}"
+
+
+class DayStream:
+    """The rows of some partitions, in pieces, in any order of the days and as often as wanted.
+
+    A partition is downloaded whole, for its hash is that of the whole, and decoded by column and piece by piece. Held
+    are one piece and the files of `_DAYS_AHEAD` + 1 partitions.
+
+    Attributes:
+        days: which, oldest first.
+    """
+
+    def __init__(
+        self, repository: DatasetRepository, name: str, partitions: Mapping[str, str], columns: Sequence[str]
+    ) -> None:
+        self.days: Sequence[str] = list(partitions)
+        self._repository = repository
+        self._name = name
+        self._partitions = partitions
+        self._columns = list(columns)
+
+    def read(self, days: Sequence[str]) -> Generator[tuple[str, pa.Table], None, None]:
+        """Day and rows, in the order of the days that are given; a day with many rows comes in several pieces.
+
+        A column that a partition does not have is null there, as in `DatasetRepository.read`.
+
+        Raises:
+            DatasetDefect: content does not match its hash, the partitions have different types for one column, or
+                all days are read and none has a column.
+            InfrastructureFault: the store does not answer.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.schema([])
+        for day, body in self._bodies(days):
+            file = pq.ParquetFile(io.BytesIO(body))
+            there = [field for field in file.schema_arrow if field.name in self._columns]
+            try:
+                schema = pa.unify_schemas([schema, pa.schema(there)])
+            except pa.ArrowException as error:
+                raise DatasetDefect(
+                    ReasonCode.COLUMN_TYPE,
+                    f"{self._repository.line} {self._name[:12]}: {day} has other types than the partitions read before "
+                    f"({error}); rebuild the older ones",
+                ) from error
+            for batch in file.iter_batches(_PIECE_ROWS, columns=[field.name for field in there]):
+                lacking = {name: pa.nulls(batch.num_rows) for name in self._columns if name not in batch.schema.names}
+                columns = dict(zip(batch.schema.names, batch.columns, strict=True)) | lacking
+                yield day, pa.table({name: columns[name] for name in self._columns})
+        unknown = [name for name in self._columns if name not in schema.names]
+        if unknown and set(days) == set(self.days):
+            raise DatasetDefect(
+                ReasonCode.COLUMN_MISSING,
+                f"{self._repository.line} {self._name[:12]} has no column {', '.join(unknown)}",
+            )
+
+    def _bodies(self, days: Sequence[str]) -> Generator[tuple[str, bytes], None, None]:
+        """Files by day, downloaded ahead; this machine's cache is kept small meanwhile."""
+        with ThreadPoolExecutor(_DAYS_AHEAD, "download") as pool:
+            ahead: deque[Future[bytes]] = deque()
+            for number, day in enumerate(days):
+                for later in days[number + len(ahead) : number + _DAYS_AHEAD]:
+                    ahead.append(pool.submit(self._repository.body, self._partitions[later]))
+                yield day, ahead.popleft().result()
+                if number % _DAYS_A_PRUNING == 0:
+                    self._repository.prune_cache()
 
 
 class _Cache:

@@ -10,12 +10,17 @@
     │   ├── PackageDefect        a model package is incomplete, altered or wrong
     │   └── ReleaseDefect        a version cannot be promoted or rolled back as asked
     └── InfrastructureFault      store unreachable, process killed: retried with backoff
-        └── NotFound             the store has no such object (callers turn it into a defect where it is one)
+        ├── NotFound             the store has no such object (callers turn it into a defect where it is one)
+        └── AnswerLate           a server is there and has not answered in time
+
+`Waiting` is no error: it says that work has not begun, and when to ask again.
 
 Messages say what failed, with which value, and what to do.
 """
 
 from __future__ import annotations
+
+from datetime import datetime
 
 from aifactory.reasons import ReasonCode
 
@@ -83,3 +88,24 @@ class NotFound(InfrastructureFault):
     def __init__(self, message: str) -> None:
         super().__init__(ReasonCode.STORE_UNREACHABLE, message)
         self.args = (message,)
+
+
+class AnswerLate(InfrastructureFault):
+    """A server is there and has not answered in time: it is slow, or hangs."""
+
+
+class Waiting(Exception):
+    """Work has its turn later; nothing of it was begun.
+
+    Args:
+        until: when to ask again.
+        why: what it waits for.
+    """
+
+    def __init__(self, until: datetime, why: str) -> None:
+        self.until = until
+        self.why = why
+        super().__init__(until, why)
+
+    def __str__(self) -> str:
+        return f"{self.why}; asked again at {self.until:%Y-%m-%d %H:%M} UTC"

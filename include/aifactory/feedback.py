@@ -50,16 +50,24 @@ def window_days(spec: LineSpec, day: str, scored: Mapping[str, Mapping[str, Any]
     return [d for d in own if days_apart(d, day) < 2 * span][-span:]
 
 
-def join_outcomes(spec: LineSpec, predictions: pa.Table, units: pa.Table) -> pa.Table:
+def join_outcomes(
+    spec: LineSpec, predictions: pa.Table, units: pa.Table, columns: Sequence[str] = ("score",)
+) -> pa.Table:
     """One day's predictions with the units' features and outcomes, in the units' order.
 
     Units without a prediction fall out. To be called day by day: the entity key is unique within a partition only.
+
+    Args:
+        spec: the line.
+        predictions: of the day; a unit may have several.
+        units: of the day.
+        columns: of the predictions that are wanted.
     """
     import pyarrow as pa
 
     keys = spec.model.entity_key
     numbered = units.append_column("_row", pa.array(range(units.num_rows), pa.int64()))
-    joined = numbered.join(predictions.select([*keys, "score"]), keys=keys, join_type="inner").sort_by("_row")
+    joined = numbered.join(predictions.select([*keys, *columns]), keys=keys, join_type="inner").sort_by("_row")
     return joined.drop_columns(["_row"])
 
 
@@ -71,6 +79,34 @@ def live_metrics(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> dict[str,
     if not len(target):
         return {}
     return {name: round(value, 6) for name, value in metrics(target, score).items() if math.isfinite(value)}
+
+
+def served_metrics(spec: LineSpec, rows: pa.Table) -> list[dict[str, Any]]:
+    """What every version said in every slot, against what happened, by version and slot.
+
+    Answers that went to callers and those of the shadow are never mixed: the former are the live metric of a model in
+    service, the latter only serve to compare a challenger with it.
+
+    Args:
+        spec: the line.
+        rows: joined served predictions: day, model_version, slot, shadow, score, target.
+
+    Returns:
+        model_version, slot, shadow, num_days, num_scored, num_outcomes, metrics of each.
+    """
+    import pyarrow.compute as pc
+
+    names, target = ["model_version", "slot", "shadow"], spec.model.target
+    found = []
+    for group in rows.group_by(names).aggregate([]).sort_by([(n, "ascending") for n in names]).to_pylist():
+        own = rows
+        for name in names:
+            own = own.filter(pc.equal(own[name], group[name]))
+        known = own.filter(pc.is_valid(own[target]))
+        measured = live_metrics(known[target].to_numpy(), known["score"].to_numpy())
+        counts = {"num_scored": own.num_rows, "num_outcomes": known.num_rows}
+        found.append(group | {"num_days": pc.count_distinct(own["day"]).as_py(), **counts, "metrics": measured})
+    return found
 
 
 def feature_drift(profile: Mapping[str, Any], rows: pa.Table) -> dict[str, dict[str, float]]:
@@ -151,17 +187,8 @@ def violations(limits: Feedback, window: Mapping[str, Any]) -> list[str]:
     """Which limits a measured window breaks, each with its number; none while it is forming."""
     if window["num_days"] < limits.window_days:
         return []
-    name, metrics, moved = window["primary"], window["metrics"], window["drift"]
-    found = []
-    drop = window["released"].get(name, math.nan) - metrics.get(name, math.nan)
-    if drop > limits.max_metric_drop:
-        found.append(
-            f"{name} {metrics[name]:.3f} is {drop:.3f} below the {window['released'][name]:.3f} that the model was "
-            f"released with (limit {limits.max_metric_drop})"
-        )
-    error = metrics.get("calibration_error", 0.0)
-    if error > limits.max_calibration_error:
-        found.append(f"calibration error {error:.3f} (limit {limits.max_calibration_error})")
+    moved = window["drift"]
+    found = outcome_violations(limits, window["primary"], window["released"], window["metrics"])
     if moved["score_psi"] > limits.max_score_psi:
         found.append(f"score PSI {moved['score_psi']:.3f} (limit {limits.max_score_psi})")
     if moved["drifted_share"] > limits.max_drifted_share:
@@ -170,6 +197,40 @@ def violations(limits: Feedback, window: Mapping[str, Any]) -> list[str]:
             f"(limit {limits.max_drifted_share:.0%})"
         )
     return found
+
+
+def outcome_violations(
+    limits: Feedback, primary: str, released: Mapping[str, float], metrics: Mapping[str, float]
+) -> list[str]:
+    """Which limits of what came true are broken, each with its number; a metric that is undefined breaks none."""
+    found = []
+    drop = released.get(primary, math.nan) - metrics.get(primary, math.nan)
+    if drop > limits.max_metric_drop:
+        found.append(
+            f"{primary} {metrics[primary]:.3f} is {drop:.3f} below the {released[primary]:.3f} that the model was "
+            f"released with (limit {limits.max_metric_drop})"
+        )
+    error = metrics.get("calibration_error", 0.0)
+    if error > limits.max_calibration_error:
+        found.append(f"calibration error {error:.3f} (limit {limits.max_calibration_error})")
+    return found
+
+
+def live_enough(limits: Feedback, served: Mapping[str, Any]) -> bool:
+    """Whether answers of one version from one slot are a window of live judgement.
+
+    They went to callers, on as many days as a window has, and enough of them have an outcome. Such a window is judged
+    by its outcomes alone: of which units callers ask says nothing of drift, which every day's batch is judged by.
+
+    Args:
+        limits: the line's.
+        served: one of `served_metrics`.
+    """
+    return (
+        not served["shadow"]
+        and served["num_days"] >= limits.window_days
+        and served["num_outcomes"] >= limits.min_live_outcomes
+    )
 
 
 # --- deciding
@@ -184,7 +245,8 @@ def decide(
 
     Args:
         spec: the line.
-        windows: `day` and `violations` of the champion's full windows, oldest first.
+        windows: `day`, `violations` and `live_violations` of the champion's full windows, oldest first: of its batches,
+            and of its answers to callers. A window that is broken in both is one broken window.
         trained_until: last day that the champion learned from.
         newest_day: newest day of the dataset.
         called_on: days on which a retrain of this champion was called for before. A champion that outlived such a call
@@ -194,11 +256,15 @@ def decide(
     if last and resting(spec, last, newest_day):
         return Decision(False, None, f"a retrain was called for on {last}, the cooldown is {rule.cooldown_days} days")
     newest = [w for w in windows if w["day"] > last][-rule.rule_windows :]
-    broken = [w for w in newest if w["violations"]]
-    count = f"{len(broken)} of the {len(newest)} newest windows broke a limit"
+    broken = [w for w in newest if w["violations"] or w["live_violations"]]
+    by_batch = [w for w in newest if w["violations"]]
+    live = f", {len(broken) - len(by_batch)} by live answers alone" if len(broken) > len(by_batch) else ""
+    count = f"{len(broken)} of the {len(newest)} newest windows broke a limit{live}"
     if len(broken) >= rule.rule_violations:
-        what = f"on {broken[-1]['day']}: {'; '.join(broken[-1]['violations'])}"
-        return Decision(True, ReasonCode.DRIFT, f"{count}, {rule.rule_violations} call for a retrain; {what}")
+        reason = ReasonCode.DRIFT if len(by_batch) >= rule.rule_violations else ReasonCode.LIVE_DECAY
+        said = [*broken[-1]["violations"], *(f"live {each}" for each in broken[-1]["live_violations"])]
+        what = f"on {broken[-1]['day']}: {'; '.join(said)}"
+        return Decision(True, reason, f"{count}, {rule.rule_violations} call for a retrain; {what}")
     age = days_apart(trained_until, newest_day)
     if age >= rule.cadence_days:
         return Decision(

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aifactory.errors import Defect, FactoryError, GateRefused, InfrastructureFault, LandingDefect
+from aifactory.errors import Defect, FactoryError, GateRefused, InfrastructureFault, LandingDefect, Waiting
 from aifactory.reasons import ReasonCode
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MIGRATION_LOCK = 0x41494C44  # any number that is nobody else's in this database
-_STATIONS = frozenset({"ingest", "train", "deploy", "score", "feedback"})
+_STATIONS = frozenset({"ingest", "train", "deploy", "score", "feedback", "capacity"})
 
 
 class EventKind(StrEnum):
@@ -46,6 +46,7 @@ class EventKind(StrEnum):
     PROMOTED = "promoted"
     ROLLED_BACK = "rolled_back"
     DECIDED = "decided"
+    ACKNOWLEDGED = "acknowledged"
 
 
 GOOD = (EventKind.PASSED, EventKind.REWORKED, EventKind.PROMOTED)
@@ -60,9 +61,9 @@ class ProductionEvent:
     """One thing that happened to one production unit.
 
     Args:
-        line: the line.
-        station: ingest, train, deploy, score or feedback.
-        unit_kind: batch, dataset, model, predictions or window.
+        line: the line; `plant` for what concerns all of them.
+        station: ingest, train, deploy, score, feedback, or the plant's capacity.
+        unit_kind: batch, dataset, model, edge (package), predictions, window or stock.
         unit: id of the unit within its kind.
         event: what happened.
         key: unique; the same key is recorded once (see `event_key`).
@@ -215,7 +216,7 @@ class Ledger:
             statement = statement.where(table.c.at >= since)
         with self._connection() as connection:
             rows = [dict(row) for row in connection.execute(statement).mappings()]
-        return [_event(row) for row in reversed(rows)]
+        return [event_of(row) for row in reversed(rows)]
 
     def unit_history(self, line: str, unit: str) -> list[ProductionEvent]:
         """Everything that happened to one unit, oldest first."""
@@ -288,6 +289,15 @@ class Ledger:
             return [Passage(str(unit), s, g, float(worked)) for unit, s, g, worked in connection.execute(statement)]
 
     @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for several statements that see one state of the record, and can change nothing."""
+        from sqlalchemy import text
+
+        with self._connection() as connection:
+            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+            yield connection
+
+    @contextmanager
     def _connection(self) -> Iterator[Connection]:
         from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
@@ -311,6 +321,8 @@ class Work:
         self.num_good = 0
         self.num_bad = 0
         self.gpu_s = 0.0
+        self.energy_kwh = 0.0
+        self.money = 0.0
         self.event: EventKind | None = None
         self.reason: ReasonCode | None = None
         self.detail: dict[str, Any] = {}
@@ -351,6 +363,8 @@ def station(
                 reason=reason,
                 duration_s=round(time.monotonic() - began, 3) if done else 0.0,
                 gpu_s=work.gpu_s,
+                energy_kwh=work.energy_kwh,
+                money=work.money,
                 num_in=work.num_in,
                 num_good=work.num_good,
                 num_bad=work.num_bad,
@@ -363,6 +377,8 @@ def station(
     write(EventKind.STARTED, None, {})
     try:
         yield work
+    except Waiting:
+        raise  # nothing was begun
     except BaseException as error:
         reason, message = _why(error)
         write(_ended_by(error, work.event), reason, {**work.detail, "message": message[:2000]})
@@ -464,8 +480,9 @@ def _plain(value: Any) -> Any:
     return _plain(value.item()) if hasattr(value, "item") else str(value)
 
 
-def _event(row: dict[str, Any]) -> ProductionEvent:
-    row.pop("id")
+def event_of(row: Mapping[str, Any]) -> ProductionEvent:
+    """The event of a row of the table."""
+    row = {name: value for name, value in row.items() if name != "id"}
     row["event"] = EventKind(row["event"])
     row["reason"] = ReasonCode[row["reason"]] if row["reason"] else None
     return ProductionEvent(**row)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -145,24 +145,33 @@ def write_package(
 ) -> dict[str, Any]:
     """Write a package: files first, the manifest last, so that a crash leaves no half package.
 
+    A whole one that is there stands: another pod of the same work, cut off and replaced, may have been first.
+
     Returns:
-        The manifest as written, with `files` and `digest`.
+        The manifest as it stands, with `files` and `digest`.
     """
+    if package_exists(store, prefix):
+        return read_manifest(store, prefix)
     bodies = {MODEL_FILE: onnx} | ({WEIGHTS_FILE: weights} if weights is not None else {})
-    files = {name: {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body)} for name, body in bodies.items()}
-    whole = _sealed({**manifest, "files": files})
+    whole = _sealed({**manifest, "files": sealed_files(bodies)})
     for name, body in bodies.items():
         store.put(f"{prefix}/{name}", body)
     store.put(f"{prefix}/{MANIFEST_FILE}", _canonical(whole), content_type="application/json")
     return whole
 
 
+def sealed_files(bodies: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """What a manifest says of files: SHA-256 and size, bytes, by name."""
+    return {name: {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body)} for name, body in bodies.items()}
+
+
 def copy_package(store: Store, source: str, target: str) -> None:
     """Copy a package to its final place, verified on the way, manifest last; the same bytes again are no change."""
-    manifest, bodies = _read(store, source)
+    _, bodies = read_package(store, source)
+    manifest = bodies.pop(MANIFEST_FILE)
     for name, body in bodies.items():
         store.put(f"{target}/{name}", body)
-    store.put(f"{target}/{MANIFEST_FILE}", _canonical(manifest), content_type="application/json")
+    store.put(f"{target}/{MANIFEST_FILE}", manifest, content_type="application/json")
 
 
 def read_manifest(store: Store, prefix: str) -> dict[str, Any]:
@@ -182,6 +191,26 @@ def read_manifest(store: Store, prefix: str) -> dict[str, Any]:
     return manifest
 
 
+def read_package(store: Store, prefix: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest of a package and the bytes of all its files, the manifest among them, each held against its hash.
+
+    Raises:
+        PackageDefect: a file is missing or altered.
+        InfrastructureFault: the store did not answer.
+    """
+    try:
+        manifest = read_manifest(store, prefix)
+        bodies = {name: store.get(f"{prefix}/{name}") for name in manifest["files"]}
+    except NotFound as error:
+        raise PackageDefect(
+            ReasonCode.PACKAGE_INVALID, f"{store.uri(prefix)} is no whole package: {error}; train the order again"
+        ) from error
+    for name, body in bodies.items():
+        if hashlib.sha256(body).hexdigest() != manifest["files"][name]["sha256"]:
+            raise _altered(f"{prefix}/{name}", f"({len(body)} bytes) does not match the hash in the manifest")
+    return manifest, bodies | {MANIFEST_FILE: _canonical(manifest)}
+
+
 def package_exists(store: Store, prefix: str) -> bool:
     """Whether a whole package is under a prefix: its manifest, which is written last, is there."""
     return store.head(f"{prefix}/{MANIFEST_FILE}") is not None
@@ -194,15 +223,17 @@ def load_package(f: Factory, prefix: str) -> Package:
         PackageDefect: a file is missing or altered, or the graph does not give the trained model's outputs.
         InfrastructureFault: the store did not answer.
     """
-    try:
-        manifest, bodies = _read(f.store, prefix)
-    except NotFound as error:
-        raise PackageDefect(
-            ReasonCode.PACKAGE_INVALID, f"{f.store.uri(prefix)} is no whole package: {error}; train the order again"
-        ) from error
-    session = open_session(bodies[MODEL_FILE], f.settings.threads, prefix)
-    package = Package(manifest, bodies.get(WEIGHTS_FILE), session, prefix)
-    _check_golden(package)
+    return open_package(*read_package(f.store, prefix), f.settings.threads, prefix)
+
+
+def open_package(manifest: dict[str, Any], bodies: Mapping[str, bytes], threads: int, prefix: str) -> Package:
+    """Open what `read_package` read, and hold its graph against its golden rows.
+
+    Raises:
+        PackageDefect: the graph does not give the trained model's outputs.
+    """
+    package = Package(manifest, bodies.get(WEIGHTS_FILE), open_session(bodies[MODEL_FILE], threads, prefix), prefix)
+    check_golden(manifest, package.predict, prefix)
     return package
 
 
@@ -239,27 +270,36 @@ def golden_table(rows: Mapping[str, Sequence[Any]], categorical: Sequence[str], 
     return pa.table(columns | {name: pa.array(rows[name], pa.float32()) for name in numeric})
 
 
-def _check_golden(package: Package) -> None:
+def check_golden(
+    manifest: Mapping[str, Any], predict: Callable[[pa.Table], npt.NDArray[np.float32]], where: str
+) -> None:
+    """Compare what a model gives on the golden rows of its manifest with what the trained one gave.
+
+    Args:
+        manifest: of the package.
+        predict: the model: a table with every feature to probabilities, float32 [n].
+        where: what the model is, for the message.
+
+    Raises:
+        PackageDefect: a probability is off by more than `TOLERANCE`, or is not finite.
+    """
     import numpy as np
 
-    expected = np.asarray(package.manifest["golden"]["outputs"], dtype=np.float64)
-    table = golden_table(package.manifest["golden"]["inputs"], package.categorical, package.numeric)
-    distance = float(np.max(np.abs(package.predict(table) - expected), initial=0.0))
+    features, rows = manifest["features"], manifest["golden"]
+    expected = np.asarray(rows["outputs"], dtype=np.float64)
+    scores = predict(golden_table(rows["inputs"], features["categorical"], features["numeric"]))
+    if scores.shape != expected.shape:
+        raise PackageDefect(
+            ReasonCode.PACKAGE_MISMATCH,
+            f"{where}: {len(expected)} golden rows give scores of shape {list(scores.shape)}; train the order again",
+        )
+    distance = float(np.max(np.abs(scores - expected), initial=0.0))
     if not distance <= TOLERANCE:
         raise PackageDefect(
             ReasonCode.PACKAGE_MISMATCH,
-            f"{package.prefix}: the graph is {distance:.2e} off the trained model on the golden rows, "
+            f"{where}: the graph is {distance:.2e} off the trained model on the golden rows, "
             f"more than {TOLERANCE:.0e}; train the order again",
         )
-
-
-def _read(store: Store, prefix: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    manifest = read_manifest(store, prefix)
-    bodies = {name: store.get(f"{prefix}/{name}") for name in manifest["files"]}
-    for name, body in bodies.items():
-        if hashlib.sha256(body).hexdigest() != manifest["files"][name]["sha256"]:
-            raise _altered(f"{prefix}/{name}", f"({len(body)} bytes) does not match the hash in the manifest")
-    return manifest, bodies
 
 
 def _sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,27 +76,43 @@ def read(f: Factory, spec: LineSpec, table: str, day: str) -> pa.Table | None:
         return None
 
 
-def release(f: Factory, spec: LineSpec, table: str, day: str, row_numbers: Iterable[int], *, by: str) -> int:
+def release(
+    f: Factory, spec: LineSpec, table: str, day: str, row_numbers: Iterable[int], *, by: str, why: str = ""
+) -> int:
     """Let these quarantined rows in with the day's next ingest; returns how many."""
-    return _decide(f, spec, (table, day), row_numbers, by=by, decision="released")
+    return _decide(f, spec, (table, day), row_numbers, by=by, why=why, decision="released")
 
 
-def drop(f: Factory, spec: LineSpec, table: str, day: str, row_numbers: Iterable[int], *, by: str) -> int:
+def drop(
+    f: Factory, spec: LineSpec, table: str, day: str, row_numbers: Iterable[int], *, by: str, why: str = ""
+) -> int:
     """Settle that these quarantined rows stay out; returns how many. They are kept, marked as dropped."""
-    return _decide(f, spec, (table, day), row_numbers, by=by, decision="dropped")
+    return _decide(f, spec, (table, day), row_numbers, by=by, why=why, decision="dropped")
 
 
 def decisions(f: Factory, spec: LineSpec, table: str, day: str, etag: str) -> dict[int, Decision]:
     """What operators decided on the rows of this content of a landed file: row number -> decision."""
+    return {n: said["decision"] for n, said in decided(f, spec, table, day, etag).items()}
+
+
+def decided(f: Factory, spec: LineSpec, table: str, day: str, etag: str) -> dict[int, dict[str, Any]]:
+    """The same with who and when: row number -> {decision, by, at}."""
     try:
         stored = f.store.get_json(_decisions_key(spec, table, day))
     except NotFound:
         return {}
-    return {int(n): d["decision"] for n, d in stored.get(etag, {}).items()}
+    return {int(n): said for n, said in stored.get(etag, {}).items()}
 
 
 def _decide(
-    f: Factory, spec: LineSpec, where: tuple[str, str], row_numbers: Iterable[int], *, by: str, decision: Decision
+    f: Factory,
+    spec: LineSpec,
+    where: tuple[str, str],
+    row_numbers: Iterable[int],
+    *,
+    by: str,
+    why: str,
+    decision: Decision,
 ) -> int:
     table, day = where
     wanted = sorted(set(row_numbers))
@@ -118,7 +134,8 @@ def _decide(
         stored, seen = {}, None
     stored.setdefault(etag, {}).update({str(n): {"decision": decision, "by": by, "at": at} for n in wanted})
     f.store.put_json(decisions_key, stored, if_match=seen, if_absent=seen is None)
-    _record(f, spec, day, {"table": table, "source_etag": etag, "decision": decision, "row_numbers": wanted, "by": by})
+    said = {"table": table, "source_etag": etag, "decision": decision, "row_numbers": wanted, "by": by, "why": why}
+    _record(f, spec, day, said)
     return len(wanted)
 
 

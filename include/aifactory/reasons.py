@@ -5,8 +5,19 @@ from __future__ import annotations
 from enum import StrEnum
 
 
+class Cause(StrEnum):
+    """What a reason counts against."""
+
+    DEFECT = "defect"
+    """Bad data, bad model, bad code: against yield."""
+    INFRASTRUCTURE = "infrastructure"
+    """The world around the work: against availability."""
+    DECISION = "decision"
+    """The word of a rule or a person about work that is as it should be: against neither."""
+
+
 class ReasonCode(StrEnum):
-    """Reason codes of the ledger; `.sentence` says in plain words what happened."""
+    """Reason codes of the ledger; `.sentence` says in plain words what happened, `.cause` what it counts against."""
 
     sentence: str
 
@@ -16,6 +27,13 @@ class ReasonCode(StrEnum):
         member._value_ = code
         member.sentence = sentence
         return member
+
+    @property
+    def cause(self) -> Cause:
+        """What it counts against; a reason that is not told apart below is a defect."""
+        if self in _INFRASTRUCTURE:
+            return Cause.INFRASTRUCTURE
+        return Cause.DECISION if self in _DECISIONS else Cause.DEFECT
 
     # --- raw material
     LANDING_MISSING = "LANDING_MISSING", "The source has delivered no file for this partition."
@@ -44,6 +62,8 @@ class ReasonCode(StrEnum):
     LOSS_NOT_FINITE = "LOSS_NOT_FINITE", "The training loss became NaN or infinite; training stopped before the step."
     TRAINING_FAILED = "TRAINING_FAILED", "The training program ended with an error of its own."
     PACKAGE_INVALID = "PACKAGE_INVALID", "The model package is incomplete or does not match its hashes."
+    PACKAGE_UNSIGNED = "PACKAGE_UNSIGNED", "The model package does not carry a valid signature of this plant."
+    SIGNING_KEY_MISSING = "SIGNING_KEY_MISSING", "The plant has no key to sign packages with."
     PACKAGE_MISMATCH = "PACKAGE_MISMATCH", "The packaged model does not give the outputs of the trained one."
     METRIC_BELOW_FLOOR = "METRIC_BELOW_FLOOR", "The primary metric is below the floor of the line."
     GAIN_NOT_PROVEN = "GAIN_NOT_PROVEN", "The challenger has not proved to be better than the champion."
@@ -52,23 +72,61 @@ class ReasonCode(StrEnum):
     LATENCY_BUDGET = "LATENCY_BUDGET", "The model is slower than its latency budget."
     SIZE_BUDGET = "SIZE_BUDGET", "The model package is larger than its size budget."
     REFIT_DIVERGED = "REFIT_DIVERGED", "The model refitted on the newest data strays from the one that was blessed."
+    # --- edge package
+    EDGE_NOT_QUANTISABLE = "EDGE_NOT_QUANTISABLE", "Nothing in the model's graph can be quantised: no edge package."
+    EDGE_ACCURACY = "EDGE_ACCURACY", "The int8 model loses more of the primary metric than allowed."
+    EDGE_CALIBRATION = "EDGE_CALIBRATION", "The int8 model's probabilities are worse calibrated than allowed."
+    EDGE_SCORES = "EDGE_SCORES", "The int8 model's scores lie further from the full model's than allowed."
+    EDGE_SIZE = "EDGE_SIZE", "The int8 model saves less of the size than demanded."
+    EDGE_LATENCY = "EDGE_LATENCY", "The int8 model is slower than its latency budget."
     # --- release and use
     VERSION_UNKNOWN = "VERSION_UNKNOWN", "No such model version is in the registry."
     NO_CHAMPION = "NO_CHAMPION", "The line has no model in service."
     NO_PREVIOUS = "NO_PREVIOUS", "There is no earlier champion to go back to."
     ROLLED_BACK = "ROLLED_BACK", "An operator took the champion back to an earlier version."
+    LIVE_BREACH = "LIVE_BREACH", "Soon after its promotion the champion broke a limit on answers to callers."
     PREDICTIONS_GATE = "PREDICTIONS_GATE", "The predictions break a rule of the prediction gate."
+    # --- rollout
+    APPROVAL_WAITING = "APPROVAL_WAITING", "A release waits for a person's word."
+    APPROVAL_REJECTED = "APPROVAL_REJECTED", "A person, or nobody in time, refused the release."
+    CANARY_ERRORS = "CANARY_ERRORS", "The challenger fails more requests than the champion, by more than allowed."
+    CANARY_SLOW = "CANARY_SLOW", "The challenger is slower than the champion, by more than allowed."
+    CANARY_SCORES_SHIFTED = (
+        "CANARY_SCORES_SHIFTED",
+        "The challenger's scores lie further from the champion's than allowed.",
+    )
+    SHADOW_MISMATCH = "SHADOW_MISMATCH", "The challenger scores the same requests otherwise than allowed."
+    NO_TRAFFIC = "NO_TRAFFIC", "There were fewer requests than a comparison needs."
+    NOT_PROVEN = "NOT_PROVEN", "Traffic has shown in time neither harm nor that there is none."
+    CHALLENGER_SILENT = "CHALLENGER_SILENT", "Far fewer requests reach the challenger than its share of the traffic."
+    CHALLENGER_LOST = "CHALLENGER_LOST", "The challenger left its slot while it was being tried."
+    CHAMPION_LOST = "CHAMPION_LOST", "The champion is not in its slot; nothing goes on until it is back."
+    ROLLOUT_STUCK = "ROLLOUT_STUCK", "A step of the rollout was not in force in time."
+    ROLLOUT_RUNNING = "ROLLOUT_RUNNING", "Another rollout of the line is under way."
+    ROLLOUT_SUPERSEDED = "ROLLOUT_SUPERSEDED", "A newer candidate, or an operator, took the place of this one."
+    ROLLOUT_ABORTED = "ROLLOUT_ABORTED", "The rollout was ended before it was decided."
+    TRAFFIC_INVALID = "TRAFFIC_INVALID", "The document that says what serves cannot be read."
     # --- feedback
     FIRST_MODEL = "FIRST_MODEL", "The line has data and no model yet."
     DRIFT = "DRIFT", "Enough recent windows broke the limits of drift or of the live metric."
+    LIVE_DECAY = "LIVE_DECAY", "Enough recent windows broke a limit, counting those of answers to callers."
     CADENCE_DUE = "CADENCE_DUE", "The champion is as old as the line's cadence allows."
     OPERATOR = "OPERATOR", "An operator asked for it."
     # --- the plant
     SPEC_INVALID = "SPEC_INVALID", "The line's specification is not valid."
+    GATEWAY_UNREACHABLE = "GATEWAY_UNREACHABLE", "The gateway's admin interface did not answer."
     STORE_UNREACHABLE = "STORE_UNREACHABLE", "A store did not answer in time."
+    SERVER_UNREACHABLE = "SERVER_UNREACHABLE", "A model server did not answer in time."
     PROCESS_KILLED = "PROCESS_KILLED", "A process was killed from outside."
     OUT_OF_MEMORY = "OUT_OF_MEMORY", "A process needed more memory than it was given."
     DEADLINE_MISSED = "DEADLINE_MISSED", "A stage took longer than the line allows."
+    CHANNEL_FAILED = "CHANNEL_FAILED", "A channel did not take a notice."
+    # --- placement
+    NO_PLACE = "NO_PLACE", "No cluster may or can take this work within its deadline."
+    # --- stock of compute
+    STOCK_DIFFERS = "STOCK_DIFFERS", "A cluster has more or fewer units than the inventory declares."
+    STOCK_ABSURD = "STOCK_ABSURD", "What a cluster says of its stock cannot be true."
+    POOLS_DENIED = "POOLS_DENIED", "Airflow does not let the plant keep its pools."
     # --- pods on a cluster
     CLUSTER_UNREACHABLE = "CLUSTER_UNREACHABLE", "The Kubernetes API did not answer."
     CLUSTER_DENIED = "CLUSTER_DENIED", "The Kubernetes API refused the plant's credentials, or does not allow this."
@@ -86,3 +144,53 @@ class ReasonCode(StrEnum):
     START_TIMEOUT = "START_TIMEOUT", "The pod did not find a place, or did not start, in time."
     ORPHAN_REMOVED = "ORPHAN_REMOVED", "A pod that no task waits for any more was removed."
     INTERNAL = "INTERNAL", "The code failed in a way that nobody foresaw."
+
+
+_INFRASTRUCTURE = frozenset(
+    {
+        ReasonCode.DATASET_CONFLICT,
+        ReasonCode.CHALLENGER_SILENT,
+        ReasonCode.CHALLENGER_LOST,
+        ReasonCode.CHAMPION_LOST,
+        ReasonCode.ROLLOUT_STUCK,
+        ReasonCode.GATEWAY_UNREACHABLE,
+        ReasonCode.STORE_UNREACHABLE,
+        ReasonCode.SERVER_UNREACHABLE,
+        ReasonCode.PROCESS_KILLED,
+        ReasonCode.OUT_OF_MEMORY,
+        ReasonCode.DEADLINE_MISSED,
+        ReasonCode.CHANNEL_FAILED,
+        ReasonCode.NO_PLACE,
+        ReasonCode.STOCK_DIFFERS,
+        ReasonCode.STOCK_ABSURD,
+        ReasonCode.POOLS_DENIED,
+        ReasonCode.CLUSTER_UNREACHABLE,
+        ReasonCode.CLUSTER_DENIED,
+        ReasonCode.POD_EVICTED,
+        ReasonCode.POD_PREEMPTED,
+        ReasonCode.POD_DELETED,
+        ReasonCode.NODE_LOST,
+        ReasonCode.IMAGE_UNKNOWN,
+        ReasonCode.IMAGE_PULL,
+        ReasonCode.SECRET_MISSING,
+        ReasonCode.SIGNING_KEY_MISSING,
+        ReasonCode.QUOTA_EXCEEDED,
+        ReasonCode.REQUEST_TOO_LARGE,
+        ReasonCode.NO_SUCH_NODE,
+        ReasonCode.START_TIMEOUT,
+    }
+)
+_DECISIONS = frozenset(
+    {
+        ReasonCode.APPROVAL_WAITING,
+        ReasonCode.NO_TRAFFIC,
+        ReasonCode.ROLLOUT_RUNNING,
+        ReasonCode.ROLLOUT_SUPERSEDED,
+        ReasonCode.ROLLOUT_ABORTED,
+        ReasonCode.FIRST_MODEL,
+        ReasonCode.DRIFT,
+        ReasonCode.CADENCE_DUE,
+        ReasonCode.OPERATOR,
+        ReasonCode.ORPHAN_REMOVED,
+    }
+)

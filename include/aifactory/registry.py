@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from aifactory.errors import NotFound, ReleaseDefect
 from aifactory.packaging import copy_package, package_exists, read_manifest
 from aifactory.reasons import ReasonCode
+from aifactory.signing import sign_package
 from aifactory.training.tracking import mlflow_client, mlflow_errors
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class Registry:
         target = self.package_prefix(version)
         if not package_exists(self.store, target):
             copy_package(self.store, package_prefix, target)
+        sign_package(self.settings, self.store, target)
         with mlflow_errors(self.settings):
             self.client.set_model_version_tag(self.line, version, "package", target)
         return self.version(version)

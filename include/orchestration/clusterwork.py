@@ -12,9 +12,10 @@ A `KubernetesPodOperator` does the making, finding and following. Around it:
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 from aifactory.errors import Defect, FactoryError, InfrastructureFault
 from aifactory.reasons import ReasonCode
 from orchestration import podfaults, preflight
-from orchestration.pods import TASK_LABEL, WORK_LABEL
+from orchestration.pods import GROUP_LABEL, TASK_LABEL, WORK_LABEL
 
 if TYPE_CHECKING:
     from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-    from kubernetes.client import CoreV1Api, CoreV1Event, V1Pod
+    from kubernetes.client import BatchV1Api, CoreV1Api, CoreV1Event, V1Pod
 
     from orchestration.station import Station
 
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 5.0
 _OVERDUE_S = 30.0
 _TIMEOUT_S = 15
-_GONE = 404
+_BAD_REQUEST, _DENIED, _GONE, _UNWELL = 400, 403, 404, 500
 _ENDED = ("Succeeded", "Failed")
 
 
@@ -77,6 +78,26 @@ class Cluster:
                 f"the Airflow connection {self.conn_id!r} gives no cluster: {error}; mend its kubeconfig or context",
             ) from error
 
+    @cached_property
+    def batch(self) -> BatchV1Api:
+        """The API of Jobs."""
+        from kubernetes.client import BatchV1Api
+
+        return BatchV1Api(self.api.api_client)
+
+    @cached_property
+    def version(self) -> tuple[int, int]:
+        """Version of the API server, e.g. (1, 31)."""
+        from kubernetes.client import VersionApi
+
+        told = VersionApi(self.api.api_client).get_code(_request_timeout=_TIMEOUT_S)
+        return int(told.major), int(re.sub(r"\D.*", "", told.minor))  # some say "31+"
+
+    def pods(self, selector: str) -> list[V1Pod]:
+        """The pods that a label selector finds."""
+        found = self.api.list_namespaced_pod(self.namespace, label_selector=selector, _request_timeout=_TIMEOUT_S)
+        return list(found.items)
+
     def pod(self, name: str) -> V1Pod | None:
         """One pod as it is now; None where there is none."""
         from kubernetes.client.exceptions import ApiException
@@ -112,6 +133,36 @@ class Cluster:
             if error.status != _GONE:
                 raise
 
+    def remove_group(self, name: str, *, now: bool = False) -> None:
+        """Delete a group of pods, its Job and its Service, as far as they are there; see `podgroup`."""
+        from kubernetes.client.exceptions import ApiException
+
+        how = {"propagation_policy": "Background", "_request_timeout": _TIMEOUT_S}
+        for delete, thing in (
+            (self.batch.delete_namespaced_job, name),
+            (self.api.delete_namespaced_service, leader_host(name)),
+        ):
+            try:
+                delete(thing, self.namespace, **how)
+            except ApiException as error:  # who may not delete a Job has made none
+                if error.status not in {_DENIED, _GONE}:
+                    raise
+        for pod in self.pods(f"{GROUP_LABEL}={name}"):
+            self.remove(pod.metadata.name, now=now or pod.status.phase != "Running")  # its node has nothing to end
+
+    def remove_with_group(self, pod: V1Pod, *, now: bool = False) -> None:
+        """Delete a pod, and the group that it is of."""
+        group = pod.metadata.labels.get(GROUP_LABEL)
+        if group:
+            self.remove_group(group, now=now)
+        else:
+            self.remove(pod.metadata.name, now=now)
+
+
+def leader_host(group: str) -> str:
+    """Host name of the pod of index 0 of a group: what an indexed Job calls it, and what its Service is called."""
+    return f"{group}-0"
+
 
 def connected_cluster(conn_id: str) -> Cluster | None:
     """The cluster that work goes to; None where no such Airflow connection exists."""
@@ -133,8 +184,27 @@ class PodEnd:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class PodLife:
+    """Who keeps record of whether work may have a pod.
+
+    Args:
+        begins: called when one is about to be made, or is found.
+        ended: called when it is known that there is none, or none any more.
+    """
+
+    begins: Callable[[], None] = lambda: None
+    ended: Callable[[], None] = lambda: None
+
+
 def run_in_pod(
-    here: Station, cluster: Cluster, manifest: dict[str, Any], what: str, failure_key: str, limits: Mapping[str, int]
+    here: Station,
+    cluster: Cluster,
+    manifest: dict[str, Any],
+    what: str,
+    failure_key: str,
+    limits: Mapping[str, int],
+    life: PodLife | None = None,
 ) -> PodEnd:
     """Run a pod to its end.
 
@@ -145,26 +215,39 @@ def run_in_pod(
         what: the work, for messages.
         failure_key: where the program says in S3 why it failed.
         limits: `queue_s` and `start_s`: how long the pod may wait for a place, and then for its start.
+        life: is told whether there may be a pod.
 
     Raises:
         Defect: trying again would give the same.
         InfrastructureFault: it may not.
     """
-    operator = _operator(here, cluster, manifest, limits)
+    life = life or PodLife()
+    operator = pod_operator(here, cluster, manifest, limits)
     here.on_kill(operator.on_kill)
     with api_errors(what):
-        if not _at_work(cluster, manifest["metadata"]["labels"]):
+        at_work = _at_work(cluster, manifest["metadata"]["labels"])
+        if not at_work:
+            life.ended()
             grows = here.factory.settings.cluster_grows
             preflight.check(cluster.api, cluster.namespace, manifest, what, cluster_grows=grows)
-    trouble = _follow(operator, cluster, here)
+    life.begins()
+    with _watched(operator, cluster):
+        trouble = follow(operator, here)
     if operator.pod is None:
-        raise _trouble(what, trouble)
-    return _settle(here, cluster, operator.pod.metadata.name, what, failure_key, trouble)
+        if refused(trouble) and not at_work:  # so none was made
+            life.ended()
+        raise trouble_of(what, trouble)
+    return _settle(here, cluster, operator.pod.metadata.name, what, failure_key, trouble, life)
 
 
-def _operator(
-    here: Station, cluster: Cluster, manifest: dict[str, Any], limits: Mapping[str, int]
+def pod_operator(
+    here: Station,
+    cluster: Cluster,
+    manifest: dict[str, Any],
+    limits: Mapping[str, int],
+    leader: Callable[[], V1Pod] | None = None,
 ) -> KubernetesPodOperator:
+    """What makes, finds and follows a pod; `leader` gives one that is made in another way, with its group."""
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 
     class Pod(KubernetesPodOperator):  # type: ignore[misc]
@@ -174,7 +257,17 @@ def _operator(
             """None any more once the task is told to end."""
             if here.cancelled.is_set():
                 raise OSError("the task was cancelled before its pod was made")
-            return super().get_or_create_pod(*args, **kwargs)
+            return leader() if leader else super().get_or_create_pod(*args, **kwargs)
+
+        def find_pod(self, *args: Any, **kwargs: Any) -> V1Pod | None:
+            return self.pod if leader else super().find_pod(*args, **kwargs)
+
+        def await_pod_start(self, pod: V1Pod) -> None:
+            """Waiting in a queue comes first, and is no trouble."""
+            if here.factory.settings.pod_queue:
+                while is_queued(self.pod_manager.read_pod(pod)) and not here.cancelled.is_set():
+                    time.sleep(_LOOK_EVERY_S)
+            super().await_pod_start(pod)
 
         def post_complete_action(self, **kwargs: Any) -> None:
             """Nothing: the stock action would mark a pod that still works as done with."""
@@ -207,8 +300,8 @@ def tidy(cluster: Cluster, task: str, what: str) -> None:
     """
     try:
         with api_errors(what):
-            for pod in _pods_of(cluster, task):
-                cluster.remove(pod.metadata.name)
+            for pod in pods_of(cluster, task):
+                cluster.remove_with_group(pod)
     except FactoryError as error:
         log.warning("its pod could not be removed, `sweep` will: %s", error)
 
@@ -218,7 +311,7 @@ def _at_work(cluster: Cluster, labels: Mapping[str, str]) -> bool:
 
     More than one (an API that answered late): the oldest stays. Other work: what is asked has changed since.
     """
-    found = _pods_of(cluster, labels[TASK_LABEL])
+    found = pods_of(cluster, labels[TASK_LABEL])
     alive = sorted(
         (
             p
@@ -232,32 +325,34 @@ def _at_work(cluster: Cluster, labels: Mapping[str, str]) -> bool:
     for pod in found:
         if pod not in alive[:1]:
             log.info("pod %s (%s) of an earlier try is removed", pod.metadata.name, pod.status.phase)
-            cluster.remove(pod.metadata.name, now=True)
+            cluster.remove_with_group(pod, now=True)
     if alive:
         log.info("pod %s is at work already: it is followed, no other is made", alive[0].metadata.name)
     return bool(alive)
 
 
-def _pods_of(cluster: Cluster, task: str) -> list[V1Pod]:
+def pods_of(cluster: Cluster, task: str) -> list[V1Pod]:
     """A task's pods, of whichever try."""
-    selector = f"{TASK_LABEL}={task}"
-    return list(
-        cluster.api.list_namespaced_pod(cluster.namespace, label_selector=selector, _request_timeout=_TIMEOUT_S).items
-    )
+    return cluster.pods(f"{TASK_LABEL}={task}")
 
 
-def _follow(operator: KubernetesPodOperator, cluster: Cluster, here: Station) -> BaseException | None:
+def is_queued(pod: V1Pod) -> bool:
+    """Whether something, such as Kueue, keeps the scheduler from looking at a pod."""
+    return pod.status.phase == "Pending" and bool(pod.spec.scheduling_gates)
+
+
+def follow(operator: KubernetesPodOperator, here: Station) -> BaseException | None:
     """Make or find the pod and stream its log until it ends; gives what went wrong on the way, if anything did."""
     from airflow.sdk.exceptions import AirflowException
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
-    with _watched(operator, cluster):
-        try:
-            operator.execute_sync(here.context)
-        except (ApiException, HTTPError, AirflowException, OSError) as error:
-            log.info("following the pod ended: %s", " ".join(str(error).split())[:500])
-            return error
+    try:
+        # Found by its labels, not by the name that Airflow keeps: that may be of a pod in another cluster
+        operator.execute_sync({**here.context, "task_state_store": None})
+    except (ApiException, HTTPError, AirflowException, OSError) as error:
+        log.info("following the pod ended: %s", " ".join(str(error).split())[:500])
+        return error
     return None
 
 
@@ -280,13 +375,17 @@ def _watch(operator: KubernetesPodOperator, cluster: Cluster, over: threading.Ev
     while not over.wait(_LOOK_EVERY_S):
         if operator.pod is None:
             continue
-        name = operator.pod.metadata.name
         with suppress(ApiException, HTTPError):
-            pod = cluster.pod(name)
-            overdue_s = _overdue_s(pod)
-            if overdue_s > _OVERDUE_S:
-                log.warning("pod %s should have ended %.0f s ago and its node does not say so: let go", name, overdue_s)
-                cluster.remove(name, now=True)
+            let_go_if_overdue(cluster, cluster.pod(operator.pod.metadata.name))
+
+
+def let_go_if_overdue(cluster: Cluster, pod: V1Pod | None) -> None:
+    """Remove a pod whose node does not carry out its deletion."""
+    overdue_s = _overdue_s(pod)
+    if pod is not None and overdue_s > _OVERDUE_S:
+        name = pod.metadata.name
+        log.warning("pod %s should have ended %.0f s ago and its node does not say so: let go", name, overdue_s)
+        cluster.remove(name, now=True)
 
 
 def _overdue_s(pod: V1Pod | None) -> float:
@@ -297,25 +396,32 @@ def _overdue_s(pod: V1Pod | None) -> float:
 
 
 def _settle(
-    here: Station, cluster: Cluster, name: str, what: str, failure_key: str, trouble: BaseException | None
+    here: Station,
+    cluster: Cluster,
+    name: str,
+    what: str,
+    failure_key: str,
+    trouble: BaseException | None,
+    life: PodLife,
 ) -> PodEnd:
     """Look at the pod, say what it means, and remove it; one that still works is left for the next try to find."""
     with api_errors(what):
-        pod = _ended_pod(cluster, name, trouble)
+        pod = ended_pod(cluster, name, trouble)
         if pod is not None and pod.status.phase == "Succeeded":
             cluster.remove(name)
             return PodEnd(name, pod_seconds(pod))
-        if trouble is not None and _still_works(pod) and not _launch_failed(trouble):
-            raise _trouble(what, trouble)
+        if trouble is not None and still_works(pod) and not launch_failed(trouble):
+            raise trouble_of(what, trouble)
         events = cluster.events(name)
         for event in events:
             log.info("event of pod %s: %s %s", name, event.reason, event.message)
         error = podfaults.fault_of(what, pod, events, _told(here, failure_key, name))
         cluster.remove(name, now=pod is not None and pod.status.phase == "Pending")  # its node has nothing to end
+    life.ended()
     raise error from trouble
 
 
-def _ended_pod(cluster: Cluster, name: str, trouble: BaseException | None) -> V1Pod | None:
+def ended_pod(cluster: Cluster, name: str, trouble: BaseException | None) -> V1Pod | None:
     """The pod, given a moment to say how it ended: its status trails behind its log."""
     deadline = time.monotonic() + 30
     while True:
@@ -326,11 +432,20 @@ def _ended_pod(cluster: Cluster, name: str, trouble: BaseException | None) -> V1
         time.sleep(0.5)
 
 
-def _still_works(pod: V1Pod | None) -> bool:
+def still_works(pod: V1Pod | None) -> bool:
+    """Whether a pod is neither at its end nor on the way there."""
     return pod is not None and pod.status.phase not in _ENDED and pod.metadata.deletion_timestamp is None
 
 
-def _launch_failed(trouble: BaseException) -> bool:
+def refused(trouble: BaseException | None) -> bool:
+    """Whether the API said no, and is not merely unwell."""
+    from kubernetes.client.exceptions import ApiException
+
+    return isinstance(trouble, ApiException) and _BAD_REQUEST <= int(trouble.status or 0) < _UNWELL
+
+
+def launch_failed(trouble: BaseException) -> bool:
+    """Whether it was the pod's start that went wrong."""
     from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchFailedException, PodLaunchTimeoutException
 
     return isinstance(trouble, PodLaunchFailedException | PodLaunchTimeoutException)
@@ -345,7 +460,8 @@ def _told(here: Station, failure_key: str, name: str) -> dict[str, Any] | None:
     return told if told.get("attempt") == name else None
 
 
-def _trouble(what: str, trouble: BaseException | None) -> FactoryError:
+def trouble_of(what: str, trouble: BaseException | None) -> FactoryError:
+    """The error that trouble with the API stands for."""
     from kubernetes.client.exceptions import ApiException
 
     if isinstance(trouble, ApiException):

@@ -1,4 +1,4 @@
-"""Where heavy work runs: in a pod where an Airflow connection to a cluster exists, else on this machine.
+"""Where heavy work runs: in a pod where it is placed on a cluster (see `placing`), else on this machine.
 
 Training is a program of its own, `python -m aifactory.training`, in a pod as in a process. What else `compute.in_pods`
 of a line names runs in its task, or in a pod as `python -m aifactory.jobs`. DAG files do not change.
@@ -10,24 +10,27 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aifactory.errors import Defect, InfrastructureFault, TrainingDefect
+from aifactory.line import LONGEST_TASK
 from aifactory.reasons import ReasonCode
+from orchestration import placing
 
 if TYPE_CHECKING:
     from aifactory.jobs import CarryOut
     from aifactory.line import Compute, LineSpec
-    from orchestration.clusterwork import Cluster, PodEnd
+    from orchestration.clusterwork import PodEnd
+    from orchestration.placing import Place
     from orchestration.pods import Shape
     from orchestration.station import Station
 
 log = logging.getLogger(__name__)
 
-_MARGIN = timedelta(minutes=5)
 _LARGER = "larger_shape"
 """Key of the task's state: set once a pod of this task has run out of memory."""
-_STOPPED_FROM_OUTSIDE = {
+STOPPED_FROM_OUTSIDE = {
     ReasonCode.POD_EVICTED,
     ReasonCode.POD_PREEMPTED,
     ReasonCode.POD_DELETED,
@@ -37,49 +40,43 @@ _STOPPED_FROM_OUTSIDE = {
 NUM_REPLACEMENTS = 5
 """New pods that one try may make for a training that is stopped from outside; then the task's budget takes over."""
 _TRAININGS = 3
-"""The task of a training has the time of so many pods; another is made while there is time for the whole of it."""
+"""The task of a training has the time of so many pods, of fewer where that would be more than `LONGEST_TASK`; another
+is made while there is time for the whole of it."""
+_JOBS = 2
+"""The same of other work, whose pod may have to be made in another cluster."""
 
 
 def train(here: Station, order_id: str, phase: str) -> dict[str, Any]:
     """Carry out one phase of a training order, `challenger` or `refit`; ids and counts come back."""
     from aifactory.stages import train as stage
 
-    cluster = _cluster(here, "train")
-    if cluster is None:
+    if not placing.goes_to_pods(here, "train"):
         done: dict[str, Any] = stage.train(here.factory, here.spec, order_id, phase, on_start=here.on_kill)
         return done
-    return dict(stage.train(here.factory, here.spec, order_id, phase, program=_Pods(here, cluster).train))
+    return dict(stage.train(here.factory, here.spec, order_id, phase, program=_Pods(here, "train").train))
 
 
 def elsewhere(here: Station, work: str) -> CarryOut | None:
     """What has this work done in a pod; None where the task does it itself."""
-    cluster = _cluster(here, work)
-    return _Pods(here, cluster).job if cluster is not None else None
+    return _Pods(here, work).job if placing.goes_to_pods(here, work) else None
 
 
 def limits(spec: LineSpec, work: str) -> dict[str, Any]:
-    """Arguments of the task of some work: a training gets the time of three pods, other work in pods that of one.
+    """Arguments of the task of some work: a training gets the time of three pods, other work in pods that of two.
+
+    The longer a pod may take, the fewer there is time for: a group's first pod waits twice, for its own place and then
+    for the others'. Even one pod's time is `LONGEST_TASK` at most, or the line's spec is refused.
 
     Processes and pods are stopped by their own limit, `compute.timeout_minutes`; the task's is there if that fails.
     """
     compute = spec.compute
     if work not in compute.in_pods and work != "train":
         return {}
-    num_pods = _TRAININGS if work == "train" else 1
-    return {"execution_timeout": num_pods * _of_one_pod(compute)}
+    return {"execution_timeout": _num_pods(compute, work) * compute.pod_time}
 
 
-def _of_one_pod(compute: Compute) -> timedelta:
-    """The longest that a pod may take, from its making to its end."""
-    return timedelta(minutes=compute.timeout_minutes + compute.queue_minutes + compute.start_minutes) + _MARGIN
-
-
-def _cluster(here: Station, work: str) -> Cluster | None:
-    from orchestration.clusterwork import connected_cluster
-
-    if work not in here.spec.compute.in_pods:
-        return None
-    return connected_cluster(here.factory.settings.kubernetes_conn_id)
+def _num_pods(compute: Compute, work: str) -> int:
+    return min(_TRAININGS if work == "train" else _JOBS, LONGEST_TASK // compute.pod_time)
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,7 @@ class _Work:
 
     Args:
         what: for messages.
+        unit: names it among all work of the line.
         program: module that is run.
         arguments: of the program.
         result: key of what it made.
@@ -96,6 +94,7 @@ class _Work:
     """
 
     what: str
+    unit: str
     program: str
     arguments: list[str]
     result: str
@@ -106,9 +105,9 @@ class _Work:
 class _Pods:
     """Programs of the trainer image in pods."""
 
-    def __init__(self, here: Station, cluster: Cluster) -> None:
+    def __init__(self, here: Station, kind: str) -> None:
         self._here = here
-        self._cluster = cluster
+        self._kind = kind
 
     def train(self, order_id: str, phase: str) -> dict[str, Any]:
         """The training program."""
@@ -118,6 +117,7 @@ class _Pods:
         return self._made(
             _Work(
                 f"{phase} of order {order_id}",
+                f"{order_id}/{phase}",
                 "aifactory.training",
                 ["--line", line, "--order", order_id, "--phase", phase],
                 result_key(line, order_id, phase),
@@ -134,6 +134,7 @@ class _Pods:
         return self._made(
             _Work(
                 f"job {job}",
+                job,
                 "aifactory.jobs",
                 ["--line", line, "--job", job],
                 key(line, job, ".result.json"),
@@ -143,48 +144,57 @@ class _Pods:
 
     def _made(self, work: _Work) -> dict[str, Any]:
         """What the program made, now or in an earlier try."""
-        from orchestration import clusterwork
-        from orchestration.pods import task_label
-
         store = self._here.factory.store
         if store.head(work.result):
             log.info("%s is done already, says %s: no pod is made", work.what, store.uri(work.result))
-            label = task_label(self._here.factory.settings, self._task)
-            clusterwork.tidy(self._cluster, label, work.what)
+            placing.done(self._here, self._kind, work.unit)
             made = store.get_json(work.result)
             return made | {"pod": made["attempt"], "reused": True}
-        end = self._run(work)
+        compute = self._here.spec.compute
+        more_for = (_num_pods(compute, self._kind) - 1) * compute.pod_time
+        refit_comes = work.order is not None and work.order[1] == "challenger"
+        follows = timedelta(minutes=compute.expected_minutes or 0) if refit_comes else timedelta(0)
+        end = placing.carried_out(
+            self._here, self._kind, work.unit, lambda place: self._run(work, place), more_for, follows
+        )
         log.info("pod %s: %s", end.name, ", ".join(f"{k}={v:.0f}" for k, v in end.seconds.items()))
         return store.get_json(work.result) | end.seconds | {"pod": end.name}
 
-    def _run(self, work: _Work) -> PodEnd:
-        """Run pods until one ends well.
+    def _run(self, work: _Work, place: Place) -> PodEnd:
+        """Run pods in one place until one ends well.
 
         A training that is stopped from outside goes on in another pod at once if it had come further than the one
         before, a few times in one try; all else goes to the task's budgets.
         """
-        from orchestration import clusterwork
+        from orchestration import clusterwork, podgroup
         from orchestration.pods import Shape, describe
 
-        here, compute = self._here, self._here.spec.compute
+        here, compute = self._here, _placed(self._here.spec.compute, place)
         larger = bool(self._state.get(_LARGER))
         shape = Shape.of(compute, larger=larger)
         shape = shape if work.order else replace(shape, gpus=0)  # jobs compute on CPUs
         manifest = describe(
-            here.factory.settings, compute, shape, work.program, work.arguments, line=here.spec.line, task=self._task
+            here.factory.settings.model_copy(update=dict(place.tariff)),
+            compute,
+            shape,
+            work.program,
+            work.arguments,
+            line=here.spec.line,
+            task=placing.task_ids(here),
         )
+        in_group = work.order is not None and compute.nodes > 1
+        run = partial(podgroup.run_in_group, compute=compute) if in_group else clusterwork.run_in_pod
         waits = {"queue_s": int(compute.queue_minutes * 60), "start_s": int(compute.start_minutes * 60)}
         replacements_left = NUM_REPLACEMENTS
-        no_more_at = time.monotonic() + ((_TRAININGS - 1) * _of_one_pod(compute)).total_seconds()
         while True:
             before = self._newest_checkpoint(work)
             try:
-                return clusterwork.run_in_pod(here, self._cluster, manifest, work.what, work.failure, waits)
+                return run(here, place.cluster, manifest, work.what, work.failure, waits, place.life)
             except InfrastructureFault as fault:
                 if fault.reason is ReasonCode.OUT_OF_MEMORY:
                     self._out_of_memory(fault, shape, larger)
-                may_go_on = replacements_left and time.monotonic() < no_more_at and not here.cancelled.is_set()
-                if fault.reason not in _STOPPED_FROM_OUTSIDE or not may_go_on:
+                may_go_on = replacements_left and time.monotonic() < place.no_more_at and not here.cancelled.is_set()
+                if fault.reason not in STOPPED_FROM_OUTSIDE or not may_go_on:
                     raise
                 try:
                     after = self._newest_checkpoint(work)
@@ -231,11 +241,17 @@ class _Pods:
         self._state.set(_LARGER, True)
 
     @property
-    def _task(self) -> dict[str, str]:
-        """Which task waits."""
-        return {name: str(getattr(self._here.context["ti"], name)) for name in ("dag_id", "run_id", "task_id")}
-
-    @property
     def _state(self) -> Any:
         """The task's own state, which outlives its tries."""
         return self._here.context["task_state_store"]
+
+
+def _placed(compute: Compute, place: Place) -> Compute:
+    """What the line asks for, on the machines of a place."""
+    return compute.model_copy(
+        update={
+            "nodes": place.nodes or compute.nodes,
+            "gpu_class": place.gpu_class or compute.gpu_class,
+            "node_labels": {**compute.node_labels, **place.node_labels},
+        }
+    )

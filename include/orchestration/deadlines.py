@@ -20,14 +20,16 @@ log = logging.getLogger(__name__)
 
 def deadline_of(spec: LineSpec, stage: str) -> DeadlineAlert:
     """The deadline of every run of a stage, from the moment it is queued."""
+    return deadline_within(spec.schedule.deadline_minutes, spec.line, stage)
+
+
+def deadline_within(minutes: int, line: str, stage: str) -> DeadlineAlert:
+    """The deadline of every run of a stage of a line, or of `PLANT`, from the moment it is queued."""
     return DeadlineAlert(
-        name=f"{spec.line}.{stage} within {spec.schedule.deadline_minutes} min",
+        name=f"{line}.{stage} within {minutes} min",
         reference=DeadlineReference.DAGRUN_QUEUED_AT,
-        interval=timedelta(minutes=spec.schedule.deadline_minutes),
-        callback=AsyncCallback(
-            report_late,
-            kwargs={"line": spec.line, "stage": stage, "minutes": spec.schedule.deadline_minutes},
-        ),
+        interval=timedelta(minutes=minutes),
+        callback=AsyncCallback(report_late, kwargs={"line": line, "stage": stage, "minutes": minutes}),
     )
 
 
@@ -49,7 +51,7 @@ def _record(line: str, stage: str, run_id: str, partition: str | None, minutes: 
     open_factory().ledger.record(
         ProductionEvent(
             line=line,
-            station={"rollback": "deploy", "sweep": "train"}.get(stage, stage),
+            station={"rollback": "deploy", "sweep": "train", "notices": "capacity"}.get(stage, stage),
             unit_kind="batch",
             unit=run_id,
             event=EventKind.HELD,
@@ -58,6 +60,6 @@ def _record(line: str, stage: str, run_id: str, partition: str | None, minutes: 
             at=datetime.now(UTC),
             partition=partition,
             run_id=run_id,
-            detail={"deadline_minutes": minutes},
+            detail={"deadline_minutes": minutes, "stage": stage},
         )
     )

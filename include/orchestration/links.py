@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 REPORTS_PREFIX = "/reports"
 """Where the plugin mounts the reports app."""
 
+FLOOR_PREFIX = "/floor"
+"""Where the plugin mounts the factory floor."""
+
 _urls: dict[str, str] = {}
 """URLs set by the one task that this process runs, by name of the link."""
 

@@ -63,8 +63,7 @@ def fault_of(
     """
     seen = list(events)
     if told:
-        kind = TrainingDefect if told.get("kind") == "defect" else InfrastructureFault
-        return kind(_reason(str(told.get("reason"))), f"{what}: {told.get('message')}")
+        return told_fault(what, told)
     if pod is None:
         return _disrupted(what, seen) or InfrastructureFault(
             ReasonCode.POD_DELETED, f"{what}: its pod is gone before it ended; somebody or something deleted it"
@@ -73,6 +72,12 @@ def fault_of(
     if state is not None and state.terminated is not None:
         return _ended(what, pod, state.terminated, seen)
     return _disruption(what, pod, seen) or _never_started(what, pod, state, seen)
+
+
+def told_fault(what: str, told: Mapping[str, Any]) -> FactoryError:
+    """The error that the program itself told of."""
+    kind = TrainingDefect if told.get("kind") == "defect" else InfrastructureFault
+    return kind(_reason(str(told.get("reason"))), f"{what}: {told.get('message')}")
 
 
 def api_fault(what: str, error: ApiException) -> FactoryError:

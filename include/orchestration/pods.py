@@ -25,6 +25,14 @@ TASK_LABEL = "ai-factory/task"
 """Names the task that waits for the pod, whichever its try: see `task_label`."""
 WORK_LABEL = "ai-factory/work"
 """Names what the pod does: program and arguments."""
+_MEASURES = (
+    "currency", "unit_hour", "energy_price_kwh", "carbon_g_kwh", "pue", "core_idle_w", "core_busy_w", "dcgm_url",
+)  # fmt: skip
+"""Settings by which the program reckons what it takes."""
+GROUP_LABEL = "ai-factory/group"
+"""Names the group of a pod that trains together with others; see `podgroup`."""
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+"""Kueue's label: the LocalQueue that a pod or Job waits in."""
 TASK_ANNOTATIONS = {name: f"ai-factory/{name.replace('_', '-')}" for name in ("dag_id", "run_id", "task_id")}
 """Which task waits for the pod, in full: labels are cut to 63 characters."""
 
@@ -94,17 +102,19 @@ def describe(
             LINE_LABEL: line,
             TASK_LABEL: task_label(settings, task),
             WORK_LABEL: _digest([program, *arguments]),
+            **({QUEUE_LABEL: settings.pod_queue} if settings.pod_queue else {}),
         },
         "annotations": {TASK_ANNOTATIONS[name]: value for name, value in task.items()},
     }
     spec = pod["spec"]
     container = next(c for c in spec["containers"] if c["name"] == CONTAINER)
     quantities = shape.quantities()
+    variables = _environment(settings, shape) | {"AIF_PROCESSES": str(shape.gpus or compute.processes)}
     container |= {
         "image": settings.trainer_image,
         "command": ["python", "-m", program],
         "args": arguments,
-        "env": [{"name": name, "value": value} for name, value in _environment(settings, shape).items()]
+        "env": [{"name": name, "value": value} for name, value in variables.items()]
         + [{"name": "AIF_ATTEMPT", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
         "envFrom": [{"secretRef": {"name": settings.pod_secret}}],
         "resources": {"requests": quantities, "limits": dict(quantities)},
@@ -124,6 +134,15 @@ def describe(
     return pod
 
 
+def tolerations(settings: Settings) -> list[dict[str, Any]]:
+    """What every pod tolerates, as the template says.
+
+    Raises:
+        SpecError: the template is no pod.
+    """
+    return list(_template(settings.pod_template)["spec"].get("tolerations") or [])
+
+
 def task_label(settings: Settings, task: Mapping[str, str]) -> str:
     """A label's value for a task of a plant: its ids may be longer than the 63 characters that a label has."""
     return _digest([settings.plant_id, *(task[name] for name in TASK_ANNOTATIONS)])
@@ -136,7 +155,7 @@ def _digest(words: list[str]) -> str:
 def _environment(settings: Settings, shape: Shape) -> dict[str, str]:
     """What the program reads; the S3 key comes from the secret. Nothing of the database, nothing of Airflow."""
     threads = str(max(1, int(shape.cpus)))
-    return {
+    return settings.variables(_MEASURES) | {
         "AIF_S3_ENDPOINT": settings.pod_s3_url,
         "AIF_S3_REGION": settings.s3_region,
         "AIF_FACTORY_BUCKET": settings.factory_bucket,

@@ -1,6 +1,7 @@
 """Is there any use in making this pod? What can never work is refused before the pod is made, with the reason.
 
-Looks at the secret, the nodes and the quota, and has the API server check the pod without making it (dry run).
+Looks at the secret, the nodes and the quota, and has the API server check the pod without making it (dry run). Of pods
+that work together, as many must fit at once as the work cannot do without.
 What the plant's account may not look at is not checked: then the pod itself will tell.
 """
 
@@ -28,7 +29,9 @@ _TIMEOUT_S = 15
 _QUOTA_NAMES = {"cpu": ("requests.cpu", "cpu", "limits.cpu"), "memory": ("requests.memory", "memory", "limits.memory")}
 
 
-def check(api: CoreV1Api, namespace: str, pod: Mapping[str, Any], what: str, *, cluster_grows: bool) -> None:
+def check(
+    api: CoreV1Api, namespace: str, pod: Mapping[str, Any], what: str, *, cluster_grows: bool, count: int = 1
+) -> None:
     """Refuse a pod that this cluster can never run.
 
     Args:
@@ -37,6 +40,7 @@ def check(api: CoreV1Api, namespace: str, pod: Mapping[str, Any], what: str, *, 
         pod: its manifest.
         what: the work, for the message.
         cluster_grows: whether nodes are added on demand; then the present ones say nothing.
+        count: how many such pods must run at once.
 
     Raises:
         Defect: SECRET_MISSING, NO_SUCH_NODE, REQUEST_TOO_LARGE, POD_INVALID or CLUSTER_DENIED.
@@ -45,9 +49,47 @@ def check(api: CoreV1Api, namespace: str, pod: Mapping[str, Any], what: str, *, 
     requests = _container(pod)["resources"]["requests"]
     _secrets(api, namespace, pod, what)
     if not cluster_grows:
-        _nodes(api, pod["spec"].get("nodeSelector") or {}, requests, what)
-    _quota(api, namespace, requests, what)
+        _nodes(api, pod["spec"].get("nodeSelector") or {}, requests, what, count)
+    _quota(api, namespace, requests, what, count)
     _dry_run(api, namespace, pod, what)
+
+
+def rights(api: CoreV1Api, namespace: str, needed: Mapping[tuple[str, str], tuple[str, ...]], what: str) -> None:
+    """Refuse what the plant's account may not do.
+
+    Args:
+        api: the cluster.
+        namespace: where.
+        needed: API group and resource -> verbs.
+        what: the work, for the message.
+
+    Raises:
+        Defect: CLUSTER_DENIED; it names the rights that are missing.
+    """
+    from kubernetes.client import AuthorizationV1Api
+
+    reviews = AuthorizationV1Api(api.api_client)
+
+    def may(group: str, resource: str, verb: str) -> bool:
+        asked = {"namespace": namespace, "group": group, "resource": resource, "verb": verb}
+        body = {"spec": {"resourceAttributes": asked}}
+        try:
+            review = _looked(lambda: reviews.create_self_subject_access_review(body, _request_timeout=_TIMEOUT_S))
+        except _NotAllowed:
+            return True
+        return bool(review.status.allowed)
+
+    missing = {
+        f"{resource}{'.' if group else ''}{group}": [verb for verb in verbs if not may(group, resource, verb)]
+        for (group, resource), verbs in needed.items()
+    }
+    told = "; ".join(f"{resource} ({', '.join(verbs)})" for resource, verbs in missing.items() if verbs)
+    if told:
+        raise Defect(
+            ReasonCode.CLUSTER_DENIED,
+            f"{what}: work on several machines needs more rights in namespace {namespace!r} than the plant's account "
+            f"has: {told}; grant them (docs/kubernetes.md), or set compute.nodes to 1",
+        )
 
 
 def _secrets(api: CoreV1Api, namespace: str, pod: Mapping[str, Any], what: str) -> None:
@@ -64,7 +106,7 @@ def _secrets(api: CoreV1Api, namespace: str, pod: Mapping[str, Any], what: str) 
             return
 
 
-def _nodes(api: CoreV1Api, labels: Mapping[str, str], requests: Mapping[str, str], what: str) -> None:
+def _nodes(api: CoreV1Api, labels: Mapping[str, str], requests: Mapping[str, str], what: str, count: int) -> None:
     try:
         nodes = _looked(lambda: api.list_node(_request_timeout=_TIMEOUT_S)).items
     except _NotAllowed:
@@ -85,31 +127,41 @@ def _nodes(api: CoreV1Api, labels: Mapping[str, str], requests: Mapping[str, str
             f"{what}: no node is that large: {', '.join(over) or 'not all of it on one'}; lower the line's compute, "
             f"or set AIF_CLUSTER_GROWS=true if nodes come on demand",
         )
+    held = sum(_holds(node, requests) for node in fitting)
+    if held < count:
+        raise Defect(
+            ReasonCode.REQUEST_TOO_LARGE,
+            f"{what}: {count} pods must run at once and the {len(fitting)} fitting nodes hold {held} even when empty; "
+            f"lower compute.nodes or what a pod asks for, or set AIF_CLUSTER_GROWS=true if nodes come on demand",
+        )
 
 
-def _holds(node: V1Node, requests: Mapping[str, str]) -> bool:
-    return all(_quantity(asked) <= _given(node, name) for name, asked in requests.items())
+def _holds(node: V1Node, requests: Mapping[str, str]) -> int:
+    """How many pods an empty node holds."""
+    asked = {name: _quantity(text) for name, text in requests.items()}
+    return min(int(_given(node, name) // amount) for name, amount in asked.items() if amount)
 
 
 def _given(node: V1Node, name: str) -> Decimal:
     return _quantity((node.status.allocatable or {}).get(name, "0"))
 
 
-def _quota(api: CoreV1Api, namespace: str, requests: Mapping[str, str], what: str) -> None:
+def _quota(api: CoreV1Api, namespace: str, requests: Mapping[str, str], what: str, count: int) -> None:
     """A request beyond the whole quota can never be; one beyond what is left of it may be, later."""
     try:
         quotas = _looked(lambda: api.list_namespaced_resource_quota(namespace, _request_timeout=_TIMEOUT_S)).items
     except _NotAllowed:
         return
+    together = f" for each of {count} pods" if count > 1 else ""
     for quota in quotas:
         for name, asked in requests.items():
             for entry in _QUOTA_NAMES.get(name, (f"requests.{name}",)):
                 hard = (quota.spec.hard or {}).get(entry)
-                if hard is not None and _quantity(asked) > _quantity(hard):
+                if hard is not None and count * _quantity(asked) > _quantity(hard):
                     raise Defect(
                         ReasonCode.REQUEST_TOO_LARGE,
-                        f"{what}: {name} {asked} is more than the whole quota {quota.metadata.name!r} of namespace "
-                        f"{namespace!r} ({entry} {hard}); lower the line's compute, or ask for more quota",
+                        f"{what}: {name} {asked}{together} is more than the whole quota {quota.metadata.name!r} of "
+                        f"namespace {namespace!r} ({entry} {hard}); lower the line's compute, or ask for more quota",
                     )
 
 

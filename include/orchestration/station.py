@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from aifactory.errors import FactoryError, ReleaseDefect
+from aifactory.errors import FactoryError, ReleaseDefect, Waiting
 from aifactory.reasons import ReasonCode
 from orchestration import links
 
@@ -159,11 +159,49 @@ def station(spec: LineSpec, report: str = "") -> Iterator[Station]:
 
     here = Station(spec, get_current_context())
     links.set_report(f"reports/{spec.line}/{report}")
-    try:
+    with _failure_named(here.context):
         yield here
+
+
+def step_of_rollout(spec: LineSpec, proposed: Mapping[str, Any], step: str) -> dict[str, Any]:
+    """Take a rollout through one step; a candidate that is taken back skips the rest of the run."""
+    from aifactory.stages import rollout
+
+    with station(spec, "deploy/") as here:
+        asked = bool(here.params.get("version"))  # a person may go backwards; a late retry of an older run may not
+        made = here.made(
+            rollout.advance(here.factory, spec, proposed["version"], here.run, rollout.STEPS[step], backwards=asked)
+        )
+        if "reason" in made:
+            rollout.taken_back(here.factory, spec, made, here.run)
+            here.end_here(made, f"taken back: {made['reason']}: {made['explanation']}")
+        return made
+
+
+@contextmanager
+def plant_task() -> Iterator[tuple[Factory, str]]:
+    """Work for the plant as a whole: the stores, and the run's id; a failure is named in the log and in XCom."""
+    from airflow.sdk import get_current_context
+
+    from aifactory.factory import open_factory
+
+    context = get_current_context()
+    with _failure_named(context):
+        yield open_factory(), str(context["run_id"])
+
+
+@contextmanager
+def _failure_named(context: Mapping[str, Any]) -> Iterator[None]:
+    from airflow.sdk.exceptions import AirflowRescheduleException
+
+    try:
+        yield
+    except Waiting as waiting:
+        log.info("%s; until then no worker is held", waiting)
+        raise AirflowRescheduleException(waiting.until) from waiting  # type: ignore[no-untyped-call]
     except FactoryError as error:
         log.error("%s: %s %s", error.reason.value, error.reason.sentence, error.message)  # noqa: TRY400 - Airflow logs the traceback
-        here.context["ti"].xcom_push("reason", f"{error.reason.value}: {error.message}"[:1000])
+        context["ti"].xcom_push("reason", f"{error.reason.value}: {error.message}"[:1000])
         raise
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from aifactory.capacity.stock import POOL_KEEPER
 from aifactory.settings import REPOSITORY, Settings
 from plant.errors import PlantError
 from plant.ports import internal
@@ -24,10 +25,12 @@ DAG_PROCESSOR = "airflow-dags"
 TRIGGERER = "airflow-triggerer"
 PARTS = (API_SERVER, SCHEDULER, DAG_PROCESSOR, TRIGGERER)
 USERS = {"admin": "admin", "viewer": "viewer"}
+_POOL_KEEPERS_ROLE = "op"
+"""The least of Airflow's simple roles that may change pools."""
 LOG_RETENTION_DAYS = 60
 _PASSED_ON = (
     "lines_dir", "s3_region", "landing_bucket", "factory_bucket", "mlflow_uri", "dataset_git_root", "threads",
-    "memory_limit_gb", "trial",
+    "memory_limit_gb", "trial", "capacity_file", "notices_file",
 )  # fmt: skip
 """Settings that an operator may have set for `up` and that tasks must see too; the rest is in `plant.env`."""
 _HEARTBEATS = {SCHEDULER: "scheduler", DAG_PROCESSOR: "dag_processor", TRIGGERER: "triggerer"}
@@ -40,10 +43,7 @@ def home(settings: Settings) -> Path:
 
 def environment(settings: Settings) -> dict[str, str]:
     """What every Airflow process gets; the secrets are in `airflow.cfg` and `plant.env`, both of mode 0600."""
-    own = {
-        f"AIF_{name.upper()}": str(getattr(settings, name)) for name in _PASSED_ON if name in settings.model_fields_set
-    }
-    return own | {
+    return settings.variables(name for name in _PASSED_ON if name in settings.model_fields_set) | {
         "AIRFLOW_HOME": str(home(settings)),
         "PYTHONPATH": str(REPOSITORY / "include"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -79,6 +79,7 @@ def write_configuration(settings: Settings, secrets: Secrets) -> None:
     private_folder(folder / "config")
     write_private(folder / "airflow.cfg", _configuration(settings, secrets))
     passwords = {user: secrets[f"PLANT_AIRFLOW_{user.upper()}_PASSWORD"] for user in USERS}
+    passwords[POOL_KEEPER] = secrets["AIF_CAPACITY_PASSWORD"]
     write_private(folder / "passwords.json", json.dumps(passwords) + "\n")
     _link(folder / "config" / "airflow_local_settings.py", Path(__file__).with_name("airflow_local_settings.py"))
 
@@ -153,7 +154,9 @@ def _configuration(settings: Settings, secrets: Secrets) -> str:
             "load_examples": False,
             "dags_are_paused_at_creation": False,
             "fernet_key": secrets["PLANT_AIRFLOW_FERNET_KEY"],
-            "simple_auth_manager_users": ",".join(f"{user}:{role}" for user, role in USERS.items()),
+            "simple_auth_manager_users": ",".join(
+                f"{user}:{role}" for user, role in {**USERS, POOL_KEEPER: _POOL_KEEPERS_ROLE}.items()
+            ),
             "simple_auth_manager_passwords_file": folder / "passwords.json",
             "execution_api_server_url": f"{settings.airflow_api_url}/execution/",
             "sensitive_var_conn_names": "kube_config",  # a connection's credentials for a cluster are not shown

@@ -78,7 +78,7 @@ class AirflowApi:
             time.sleep(pause_s)
             answer = self._send(method, path, **arguments)
         if answer.status_code == 401:
-            self._log_in()
+            self.log_in()
             answer = self._send(method, path, **arguments)
         if answer.is_error:
             raise PlantError(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text[:500]}")
@@ -188,7 +188,7 @@ class AirflowApi:
 
         try:
             if "authorization" not in self.client.headers:
-                self._log_in()
+                self.log_in()
             return self.client.request(method, f"/api/v2{path}", **arguments)
         except httpx.HTTPError as error:
             raise PlantError(
@@ -196,7 +196,12 @@ class AirflowApi:
                 "see `make status`"
             ) from error
 
-    def _log_in(self) -> None:
+    def log_in(self) -> None:
+        """Get a token, which `client` then sends; requests of this class do so by themselves.
+
+        Raises:
+            PlantError: Airflow refuses the login.
+        """
         answer = self.client.post("/auth/token", json=self._login)
         if answer.is_error:
             raise PlantError(f"Airflow refuses the login of {self._login['username']}: {answer.status_code}")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from aifactory.settings import Settings
 from plant import airflow, mlflow_server, objectstore, postgres
+from plant.clients import parse_keys
 from plant.errors import PlantError
 from plant.secrets import (
     Secrets,
@@ -31,7 +32,11 @@ from plant.stores import migrate_ledger
 SECRETS = Path("/run/secrets/plant")
 """Where Compose puts the operator's secrets."""
 
+_CLIENTS = "serving.keys"
+"""Name of the clients' keys in a part's share, see `plant.clients`: of the gateway, and of the demo's callers."""
+
 KEYS, FACTORY, WORLD = Path("/factory/keys"), Path("/factory/var"), Path("/factory/world")
+SERVING = Path("/factory/serving")
 S3, MLFLOW, POSTGRES = Path("/shares/s3"), Path("/shares/mlflow"), Path("/shares/postgres")
 S3_DATA, POSTGRES_DATA = Path("/data/s3"), Path("/data/postgres")
 """Where the images' own folders belong to users that the stores do not run as."""
@@ -41,8 +46,8 @@ _PARTS_UID = 10001
 _POSTGRES_UID = 70
 """The user `postgres` of the Alpine image."""
 _WRITTEN = ("", "*", "secrets/*", "airflow/*", "airflow/config/*")
-_OPERATORS_ONLY = ("PLANT_POSTGRES_PASSWORD", "PLANT_S3_", "PLANT_DB_MLFLOW_PASSWORD", "AIF_WORLD_")
-"""What no Airflow part needs: the superuser's password, the key that makes buckets, MLflow's and the world's."""
+_OPERATORS_ONLY = ("PLANT_POSTGRES_PASSWORD", "PLANT_S3_", "PLANT_DB_MLFLOW_PASSWORD", "PLANT_SERVING_", "AIF_WORLD_")
+"""What no Airflow part needs: the superuser's password, the key that makes buckets, others' keys and passwords."""
 
 
 def prepare(settings: Settings) -> None:
@@ -50,16 +55,28 @@ def prepare(settings: Settings) -> None:
     known = read_secrets(SECRETS)
     if not known:
         raise PlantError("the secrets file is empty: `make compose-up` generates it")
+    clients = settings.serving_keys_file
+    settings = settings.model_copy(update={"serving_keys_file": None})  # each part has its own copy
     secrets = complete_secrets(settings, known)
     airflows = settings.model_copy(update={"home": FACTORY})
     _secrets_file(KEYS, secrets)
     _secrets_file(FACTORY, {k: v for k, v in secrets.items() if not k.startswith(_OPERATORS_ONLY)})
     _secrets_file(WORLD, {k: v for k, v in secrets.items() if k.startswith("AIF_WORLD_")})
+    _secrets_file(
+        SERVING,
+        {
+            "AIF_S3_ACCESS_KEY": secrets["PLANT_SERVING_ACCESS_KEY"],
+            "AIF_S3_SECRET_KEY": secrets["PLANT_SERVING_SECRET_KEY"],
+            "AIF_VERIFYING_KEY": secrets["AIF_VERIFYING_KEY"],
+        },
+    )
+    for home in (SERVING, KEYS):
+        _clients_file(home, clients)
     airflow.write_configuration(airflows, secrets)
     objectstore.write_identities(private_folder(S3) / "identities.json", settings, secrets)
     write_private(private_folder(MLFLOW) / "environment.json", json.dumps(mlflow_server.variables(settings, secrets)))
     write_private(private_folder(POSTGRES) / "password", secrets["PLANT_POSTGRES_PASSWORD"])
-    for folder in (KEYS, FACTORY, WORLD, S3, MLFLOW, S3_DATA):
+    for folder in (KEYS, FACTORY, WORLD, SERVING, S3, MLFLOW, S3_DATA):
         _give(folder, _PARTS_UID)
     for folder in (POSTGRES, POSTGRES_DATA):
         _give(folder, _POSTGRES_UID)
@@ -85,6 +102,17 @@ def init(settings: Settings) -> None:
 
 def _secrets_file(home: Path, values: Mapping[str, str] | Secrets) -> None:
     write_secrets(private_folder(private_folder(home) / "secrets") / "plant.env", values)
+
+
+def _clients_file(home: Path, clients: Path | None) -> None:
+    """The clients' keys, checked but for the mode, which the engine may not show as it is."""
+    path = home / "secrets" / _CLIENTS
+    if clients is None:
+        path.unlink(missing_ok=True)
+    else:
+        text = clients.read_text()
+        parse_keys(text, clients)
+        write_private(path, text)
 
 
 def _give(folder: Path, uid: int) -> None:

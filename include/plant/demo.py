@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,8 +27,12 @@ from aifactory.factory import Factory
 from aifactory.feedback import days_apart
 from aifactory.ledger import EventKind, ProductionEvent
 from aifactory.line import LineSpec, find_line
-from aifactory.settings import Settings
+from aifactory.packaging import read_manifest
+from aifactory.serving.requestfile import write_requests
+from aifactory.settings import REPOSITORY, Settings
 from outside.flights import World
+from plant.alarmist import alarmist
+from plant.clients import read_keys
 
 if TYPE_CHECKING:
     from plant.api import AirflowApi
@@ -34,6 +41,8 @@ log = logging.getLogger(__name__)
 
 LINE = "flight_delay"
 NUM_NIGHTS = 8
+CALLERS_ROUND_S = 20
+"""In so many seconds the callers ask for a day's flights: about 50 requests a second."""
 REST_S = 3.0
 """The loop is at rest when no run was active for this long, s."""
 RUN_TIMEOUT_S = 900.0
@@ -74,6 +83,8 @@ class Report:
     history: dict[str, Any] = field(default_factory=dict)
     nights: list[Night] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
+    rolled_back: list[dict[str, Any]] = field(default_factory=list)
+    traffic: dict[str, Any] = field(default_factory=dict)
     retrains: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -179,8 +190,13 @@ class Demo:
         )
 
     def play_nights(self) -> None:
-        """Play the nights up to yesterday, one at a time."""
-        for number, day in enumerate(self.world.nights(NUM_NIGHTS), start=1):
+        """Play the nights up to yesterday, one at a time, while callers ask the model that is in service."""
+        with self._callers():
+            self._play_nights()
+            self._bad_candidate()
+
+    def _play_nights(self) -> None:
+        for number, day in enumerate(self.world.nights(NUM_NIGHTS)[: self.settings.demo_nights], start=1):
             begun = time.time()
             before = self._champion()
             self.play(day)
@@ -233,6 +249,55 @@ class Demo:
             {"after_day": day, "unit": last.unit, "deliberate": True, "reason": last.reason, "detail": last.detail}
         )
         self.say(f"refused: {last.reason} - {last.reason.sentence if last.reason else ''}")
+
+    @contextmanager
+    def _callers(self) -> Iterator[None]:
+        """An outside client asks for the flights of the newest day again and again; what became of it is reported."""
+        folder = self.settings.home / "demo"
+        folder.mkdir(parents=True, exist_ok=True)
+        asked, told = folder / "requests.parquet", folder / "traffic.json"
+        day = self.world.history(NUM_NIGHTS)[-1]
+        champion = self._champion()
+        if champion is None:
+            raise DemoFailed(f"{LINE} has no champion that could be asked")
+        content = read_manifest(self.factory.store, champion["package"])["dir_md5"]
+        number = write_requests(self.factory, self.spec, [day], asked, content)
+        self.say(f"callers ask {self.settings.serving_url} about {number} flights every {CALLERS_ROUND_S} s")
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "include")}
+        if self.settings.serving_keys_file:
+            from outside.traffic import KEY_VARIABLE
+
+            environment[KEY_VARIABLE] = next(iter(read_keys(self.settings.serving_keys_file).values()))
+        player = subprocess.Popen(
+            [sys.executable, "-m", "outside.traffic", "play", "--file", asked, "--url", self.settings.serving_address,
+             "--line", LINE, "--lasts", str(CALLERS_ROUND_S), "--loop", "--report", told],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            player.terminate()
+            player.wait(timeout=60)
+        self.report.traffic = json.loads(told.read_text())
+        counts = ", ".join(f"{self.report.traffic[name]} {name}" for name in ("sent", "answered", "failed"))
+        self.say(f"the callers' requests: {counts}")
+
+    def _bad_candidate(self) -> None:
+        """Release a model that calls every flight late, past the gate: live traffic must find out."""
+        champion = self._champion()
+        if champion is None:
+            raise DemoFailed(f"{LINE} has lost its champion")
+        registry = self.factory.registry(self.spec)
+        bad = alarmist(self.factory, self.spec, registry.version(champion["version"]))
+        self.say(f"version {bad} calls every flight late; it is released past the gate, on purpose")
+        run = self.api.trigger_dag(f"{LINE}.deploy", conf={"version": bad})
+        self._wait(f"{LINE}.deploy", run)
+        back = [e for e in self._events(EventKind.ROLLED_BACK) if e.unit == bad]
+        if not back or self._champion() != champion:
+            raise DemoFailed(f"the alarmist model was not taken back: see {self.api.run_url(f'{LINE}.deploy', run)}")
+        explanation = str(back[-1].detail.get("explanation"))
+        self.report.rolled_back.append({"version": bad, "reason": back[-1].reason, "explanation": explanation})
+        self.say(f"taken back by itself: {back[-1].reason} - {explanation}")
 
     def _come_to_rest(self, day: str | None = None) -> None:
         """Wait until no run of the line is active and, for a night, its window has been judged."""
@@ -342,6 +407,11 @@ def show(report: Report, console: Console) -> None:
     phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.phases_s.items())
     console.print(f"First champion live {report.first_champion_s:.0f} s after the command ({phases}).")
     console.print(f"Peak memory of everything together: {report.peak_memory_gb:.2f} GB.")
+    if report.traffic:
+        counts = ", ".join(f"{name} {report.traffic[name]}" for name in ("sent", "answered", "failed"))
+        console.print(f"Requests of callers during the nights: {counts}.")
+    for back in report.rolled_back:
+        console.print(f"Taken back on live traffic, deliberately bad: v{back['version']} ({back['reason']}).")
     for refused in report.refused:
         console.print(f"Refused by the gate, deliberately handicapped: {refused['unit']} ({refused['reason']}).")
 

@@ -39,6 +39,7 @@ def announce(settings: Settings, console: Console) -> None:
     for what, where in (
         ("Airflow", f"[cyan]{settings.airflow_url}[/]   user [bold]{name}[/]   password [bold]{shown}[/]"),
         ("MLflow", f"[cyan]{settings.mlflow_url}[/]"),
+        ("Models", f"{settings.serving_url}/v2   (REST and gRPC, Open Inference Protocol)"),
         ("S3", settings.s3_url),
         ("Postgres", f"{settings.host}:{settings.postgres_port}"),
         ("Secrets", str(settings.secrets_file)),

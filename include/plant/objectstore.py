@@ -89,7 +89,8 @@ def _client(settings: Settings):  # type: ignore[no-untyped-def]
 def _identities(settings: Settings, secrets: Secrets, wildcards: bool) -> list[dict[str, object]]:
     """The plant makes buckets; the factory owns its own and reads the landing; the world only delivers.
 
-    The trainer is the key that pods get: it reads the factory's bucket, and writes candidates and jobs alone.
+    The trainer is the key that pods get: it reads the factory's bucket, and writes candidates and jobs alone. Serving,
+    where it is a container, does the same with what it observes and the prediction log.
     """
     factory = [settings.factory_bucket, *([f"{settings.factory_bucket}-*"] if wildcards else [])]
     landing = [settings.landing_bucket, *([f"{settings.landing_bucket}-*"] if wildcards else [])]
@@ -98,10 +99,12 @@ def _identities(settings: Settings, secrets: Secrets, wildcards: bool) -> list[d
     deliver = [f"Write:{bucket}" for bucket in landing]
     learn = [f"{action}:{bucket}" for bucket in factory for action in ("Read", "List")]
     submit = [f"Write:{bucket}/{prefix}/*" for bucket in factory for prefix in ("candidates", "jobs")]
+    serve = [f"Write:{bucket}/{prefix}/*" for bucket in factory for prefix in ("serving", "live")]
     return [
         _identity("plant", secrets, "PLANT_S3", ["Admin", "Read", "Write", "List", "Tagging"]),
         _identity("factory", secrets, "AIF_S3", own + look),
         _identity("trainer", secrets, "PLANT_TRAINER", learn + submit),
+        _identity("serving", secrets, "PLANT_SERVING", learn + serve),
         _identity("world", secrets, "AIF_WORLD", look + deliver),
     ]
 

@@ -4,6 +4,7 @@
               ├─ ledger's tables  ──┤
     s3 ───────┴─────────────────────┴─ outside world
     mlflow's environment ─ (postgres, s3) ─ mlflow
+    triton's environment ─ s3 ─ model servers, gateway, controller, prediction log
 
 What does not wait for each other runs at the same time.
 """
@@ -17,10 +18,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aifactory.settings import Settings, load_settings
-from plant import airflow, doorway, mlflow_server, objectstore, ports, postgres, processes, world
+from plant import (
+    airflow,
+    doorway,
+    gateway,
+    mlflow_server,
+    objectstore,
+    ports,
+    postgres,
+    processes,
+    serving,
+    world,
+)
 from plant.errors import PlantError
 from plant.secrets import Secrets, ensure_secrets, private_folder, read_secrets, with_secrets
 from plant.stores import migrate_ledger, start_postgres, start_s3
@@ -31,7 +44,7 @@ log = logging.getLogger(__name__)
 Report = Callable[[str, str], None]
 """Told (part, what it is doing) while the plant starts and stops."""
 
-_PORT_SETTINGS = ("airflow_port", "mlflow_port", "postgres_port", "s3_port", "internal_port")
+_PORT_SETTINGS = ("airflow_port", "mlflow_port", "postgres_port", "s3_port", "serving_port", "internal_port")
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,7 @@ def down(settings: Settings, report: Report | None = None) -> int:
         if supervisor.running():
             stores = [postgres.NAME, objectstore.NAME]
             say("airflow", "stopping")
+            gateway.drain(settings)
             supervisor.stop_programs([s["name"] for s in supervisor.states() if s["name"] not in stores])
             say("stores", "stopping")
             supervisor.stop_programs(stores)
@@ -157,7 +171,7 @@ class _Start:
     def run(self) -> dict[str, float]:
         """Start all parts; the first failure ends the others' waiting."""
         with ThreadPoolExecutor(max_workers=12) as pool:
-            built = pool.submit(self._build_mlflow)
+            built, servers = pool.submit(self._build_mlflow), pool.submit(self._build_servers)
             if not self.supervisor.running():
                 self.supervisor.start(self._programs(), {})
             s3 = pool.submit(self._part, objectstore.NAME, lambda: start_s3(self.supervisor, self.settings))
@@ -166,8 +180,9 @@ class _Start:
             )
             mlflow = pool.submit(self._mlflow, database, s3, built)
             ledger = pool.submit(self._ledger, database)
+            served = pool.submit(self._serving, s3, servers)
             rest = pool.submit(self._airflow, database, s3, ledger, pool)
-            for future in (built, database, s3, ledger, mlflow, rest):
+            for future in (built, servers, database, s3, ledger, mlflow, served, rest):
                 future.result()
         self.report("plant", "healthy")
         total = time.monotonic() - self.began
@@ -180,6 +195,7 @@ class _Start:
             objectstore.prepare(self.settings, self.secrets),
             mlflow_server.prepare(self.settings, self.secrets),
             *airflow.prepare(self.settings, self.secrets),
+            *serving.prepare(self.settings),
             *doorway.prepare(self.settings),
             *world.prepare(self.settings, self.secrets),
         ]
@@ -187,7 +203,17 @@ class _Start:
     def _build_mlflow(self) -> None:
         self.report(mlflow_server.NAME, "installing")
         if mlflow_server.install(self.settings):
-            self.install_s = time.monotonic() - self.began
+            self.install_s = max(self.install_s, time.monotonic() - self.began)
+
+    def _build_servers(self) -> None:
+        self.report(serving.NAME, "installing")
+        if serving.install(self.settings):
+            self.install_s = max(self.install_s, time.monotonic() - self.began)
+
+    def _serving(self, *needs: Future[None]) -> None:
+        _wait(needs)
+        for name in serving.PARTS:
+            self._program(name, partial(serving.answers, self.settings, name), 120)
 
     def _mlflow(self, *needs: Future[None]) -> None:
         _wait(needs)
@@ -253,20 +279,22 @@ def _open(settings: Settings, supervisor: Supervisor) -> Secrets:
 
 def _ports(settings: Settings) -> dict[int, str]:
     named = {getattr(settings, name): f"AIF_{name.upper()}" for name in _PORT_SETTINGS if name != "internal_port"}
-    return named | ports.internal_ports(settings, "s3")
+    inside = ("s3", "serving")
+    return named | {port: name for prefix in inside for port, name in ports.internal_ports(settings, prefix).items()}
 
 
 def _urls(settings: Settings) -> dict[str, str]:
     return {
         airflow.API_SERVER: settings.airflow_url,
         mlflow_server.NAME: settings.mlflow_url,
+        gateway.NAME: settings.serving_url,
         objectstore.NAME: settings.s3_url,
         postgres.NAME: f"postgresql://{settings.host}:{settings.postgres_port}",
     }
 
 
 def _names(settings: Settings) -> list[str]:
-    return [postgres.NAME, objectstore.NAME, mlflow_server.NAME, *airflow.PARTS, world.NAME]
+    return [postgres.NAME, objectstore.NAME, mlflow_server.NAME, *airflow.PARTS, *serving.PARTS, world.NAME]
 
 
 def _wait(futures: list[Future[None]] | tuple[Future[None], ...]) -> None:

@@ -22,6 +22,13 @@ _INTERNAL = (
     "s3_admin_grpc",
     "airflow_worker_log",
     "airflow_trigger_log",
+    "serving_a_http",
+    "serving_a_grpc",
+    "serving_a_metrics",
+    "serving_b_http",
+    "serving_b_grpc",
+    "serving_b_metrics",
+    "gateway_admin",
 )
 
 
@@ -62,7 +69,7 @@ def free_ports(count: int = 1, host: str = "127.0.0.1", *, block: int = 1) -> li
 
     found: list[int] = []
     while len(found) < count:
-        start = 20000 + secrets.randbelow(12000 // 16) * 16
+        start = 20000 + secrets.randbelow(12000 // 32) * 32
         if start not in found and not any(_busy(host, port) for port in range(start, start + block)):
             found.append(start)
     return found

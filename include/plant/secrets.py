@@ -17,11 +17,15 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from aifactory.settings import Settings
+from aifactory.signing import new_keys
 
 _REMEMBERED = (
-    "host", "airflow_port", "mlflow_port", "postgres_port", "s3_port", "internal_port",
+    "host", "airflow_port", "mlflow_port", "postgres_port", "s3_port", "serving_port", "internal_port",
     "kubernetes_conn_id", "trainer_image", "pod_template", "pod_secret", "pod_pull_secret", "pod_priority_class",
+    "pod_queue", "serving_runtime", "serving_keys_file", "serving_requests_per_s", "serving_max_request_mb",
     "pod_doorway", "pod_s3_endpoint", "pod_mlflow_uri", "pod_gpu_class_label", "cluster_grows",
+    "capacity_file", "currency", "unit_hour", "energy_price_kwh", "carbon_g_kwh", "pue", "core_idle_w", "core_busy_w",
+    "rapl_dir", "dcgm_url", "notices_file", "metrics_token",
 )  # fmt: skip
 """Settings that a command without the environment of `up`, and every task, must find again."""
 
@@ -50,6 +54,8 @@ _GENERATORS: dict[str, Callable[[], str]] = {
     "AIF_PLANT_ID": _plant_id,
     "PLANT_TRAINER_ACCESS_KEY": _access_key,
     "PLANT_TRAINER_SECRET_KEY": _token,
+    "PLANT_SERVING_ACCESS_KEY": _access_key,
+    "PLANT_SERVING_SECRET_KEY": _token,
     "AIF_S3_ACCESS_KEY": _access_key,
     "AIF_S3_SECRET_KEY": _token,
     "AIF_WORLD_ACCESS_KEY": _access_key,
@@ -62,6 +68,7 @@ _GENERATORS: dict[str, Callable[[], str]] = {
     "PLANT_DB_FACTORY_PASSWORD": _token,
     "PLANT_AIRFLOW_ADMIN_PASSWORD": _token,
     "PLANT_AIRFLOW_VIEWER_PASSWORD": _token,
+    "AIF_CAPACITY_PASSWORD": _token,
     "PLANT_AIRFLOW_FERNET_KEY": _fernet_key,
     "PLANT_AIRFLOW_JWT_SECRET": _jwt_secret,
     "PLANT_AIRFLOW_SECRET_KEY": _token,
@@ -108,7 +115,11 @@ def ensure_secrets(settings: Settings) -> Secrets:
 def complete_secrets(settings: Settings, known: Mapping[str, str]) -> Secrets:
     """These secrets, with those generated that are missing, and what follows from the settings."""
     values = {name: known.get(name) or make() for name, make in _GENERATORS.items()}
-    values |= {f"AIF_{name.upper()}": str(getattr(settings, name)) for name in _REMEMBERED}
+    keys = ("AIF_SIGNING_KEY", "AIF_VERIFYING_KEY")
+    values |= (
+        {name: known[name] for name in keys} if set(keys) <= set(known) else dict(zip(keys, new_keys(), strict=True))
+    )
+    values |= settings.variables(_REMEMBERED)
     values["AIF_LEDGER_DSN"] = database_url(settings, "factory", values["PLANT_DB_FACTORY_PASSWORD"])
     return Secrets(values)
 
@@ -127,6 +138,8 @@ def with_secrets(settings: Settings, values: Mapping[str, str]) -> Settings:
             "s3_secret_key": SecretStr(values["AIF_S3_SECRET_KEY"]),
             "world_access_key": values["AIF_WORLD_ACCESS_KEY"],
             "world_secret_key": SecretStr(values["AIF_WORLD_SECRET_KEY"]),
+            "signing_key": SecretStr(values["AIF_SIGNING_KEY"]),
+            "verifying_key": values["AIF_VERIFYING_KEY"],
             "ledger_dsn": SecretStr(values["AIF_LEDGER_DSN"]),
         }
     )

@@ -52,11 +52,10 @@ def start_stores(
 def temporary_settings(home: Path) -> Settings:
     """Settings of a plant of its own on free ports."""
     home.mkdir(parents=True, exist_ok=True)
-    airflow, mlflow, database, s3 = ports.free_ports(4)
-    [block] = ports.free_ports(block=16)
+    airflow, mlflow, database, s3, serving, block = ports.free_ports(6, block=32)
     return Settings(
         home=home.resolve(), airflow_port=airflow, mlflow_port=mlflow, postgres_port=database, s3_port=s3,
-        internal_port=block, _env_file=None,
+        serving_port=serving, internal_port=block, _env_file=None,
     )  # type: ignore[call-arg]  # fmt: skip
 
 

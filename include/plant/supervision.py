@@ -14,6 +14,7 @@ import tempfile
 import time
 import xmlrpc.client
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,16 @@ def sockets_folder(home: Path) -> Path:
 
 
 class Supervisor:
-    """The supervisor of one plant."""
+    """The supervisor of one plant.
 
-    def __init__(self, home: Path) -> None:
+    Args:
+        home: the plant's.
+        console: whether it and its programs log to the standard output, as a container does, and not to files.
+    """
+
+    def __init__(self, home: Path, *, console: bool = False) -> None:
         self.home = home
+        self.console = console
         self.run_folder = home / "run"
         self.log_folder = home / "logs"
         self.config_file = self.run_folder / "supervisord.conf"
@@ -104,7 +111,8 @@ class Supervisor:
         write_private(self.config_file, self._config(programs, environment))
         self.pid_file.unlink(missing_ok=True)
         self.socket.unlink(missing_ok=True)
-        with (self.log_folder / "supervisord.out").open("ab") as output:
+        log = nullcontext() if self.console else (self.log_folder / "supervisord.out").open("ab")
+        with log as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(self.config_file)],
                 env=_clean_environment() | {MARKER: str(self.home)},
@@ -189,9 +197,7 @@ class Supervisor:
             f"file={_escape(str(self.socket))}",
             "chmod=0700",
             "[supervisord]",
-            f"logfile={_escape(str(self.log_folder / 'supervisord.log'))}",
-            "logfile_maxbytes=5MB",
-            "logfile_backups=2",
+            *self._log("logfile", "supervisord.log", "5MB", 2),
             f"pidfile={_escape(str(self.pid_file))}",
             f"childlogdir={_escape(str(self.log_folder))}",
             "umask=077",
@@ -223,10 +229,14 @@ class Supervisor:
             f"stopasgroup={group}",
             "killasgroup=true",
             "redirect_stderr=true",
-            f"stdout_logfile={_escape(str(self.log_folder / (program.name + '.log')))}",
-            "stdout_logfile_maxbytes=10MB",
-            "stdout_logfile_backups=3",
+            *self._log("stdout_logfile", f"{program.name}.log", "10MB", 3),
         ]
+
+    def _log(self, option: str, name: str, maxbytes: str, backups: int) -> list[str]:
+        if self.console:  # supervisord itself writes there anyway when it runs in the foreground
+            return [f"{option}={'/dev/stdout' if option == 'stdout_logfile' else '/dev/null'}", f"{option}_maxbytes=0"]
+        path = _escape(str(self.log_folder / name))
+        return [f"{option}={path}", f"{option}_maxbytes={maxbytes}", f"{option}_backups={backups}"]
 
 
 def _quoted(name: str, value: str) -> str:

@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-import yaml
 from kubernetes.client.exceptions import NotFoundException
-from tests.cluster.tcp_gate import Gate
+from tests.cluster.tcp_gate import Gate, gated
 from tests.far_lines import lines_that_do_not_start_by_themselves
 
 import plant
@@ -40,6 +38,11 @@ COMPUTE = (
 CHECKPOINT_EVERY, REPORT_EVERY = 100, 20
 SLOW = f"{{epochs: 10, batch_rows: 256, checkpoint_every: {CHECKPOINT_EVERY}, report_every: {REPORT_EVERY}}}"
 NAMESPACE = "ai-factory-test"
+INVENTORY = """
+cool_off_minutes: 0.2
+clusters:
+  near: {connection: kubernetes_default, region: local, offers: {cpu: {units: 8, unit_power_w: 100}}}
+"""
 _NEEDED = ("KUBECONFIG", "AIF_TRAINER_IMAGE", "AIF_POD_DOORWAY")
 
 
@@ -185,18 +188,6 @@ class Lab:
         return [self.api.logs(f"{LINE}.train", run_id, task_id, n) for n in range(1, num_tries + 1)]
 
 
-def _gated(kubeconfig: Path, own: Path) -> tuple[Gate, Path]:
-    """A kubeconfig whose way to the API server leads through a gate."""
-    config = yaml.safe_load(kubeconfig.read_text())
-    named = {c["name"]: c["context"]["cluster"] for c in config["contexts"]}
-    [found] = [c["cluster"] for c in config["clusters"] if c["name"] == named[config["current-context"]]]
-    address = urlsplit(found["server"])
-    gate = Gate(str(address.hostname), address.port or 443)
-    found |= {"server": f"https://127.0.0.1:{gate.port}", "tls-server-name": address.hostname}
-    own.write_text(yaml.safe_dump(config))
-    return gate, own
-
-
 def _make_small_and_slow(spec: Path) -> None:
     """Pods that fit a small node, and a network that trains long enough to be disturbed."""
     text = spec.read_text()
@@ -216,20 +207,22 @@ def core() -> Any:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, mlflow_environment: None, core: Any) -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory, environments: None, core: Any) -> Iterator[Lab]:
     home = tmp_path_factory.mktemp("plant")
     lines = lines_that_do_not_start_by_themselves(tmp_path_factory.mktemp("lines"))
     _make_small_and_slow(lines / LINE / "line.yaml")
-    os.environ["AIF_LINES_DIR"] = str(lines)
+    inventory = home.parent / "capacity.yaml"
+    inventory.write_text(INVENTORY)
+    os.environ |= {"AIF_LINES_DIR": str(lines), "AIF_CAPACITY_FILE": str(inventory)}
     settings = plant.temporary_settings(home)
     try:
         plant.up(settings)
         settings = plant.load(home)
-        gate, kubeconfig = _gated(Path(os.environ["KUBECONFIG"]), tmp_path_factory.mktemp("kube") / "config")
+        gate, kubeconfig = gated(Path(os.environ["KUBECONFIG"]), tmp_path_factory.mktemp("kube") / "config")
         cluster.connect(settings, kubeconfig, namespace=NAMESPACE)
         yield Lab(settings, Demo.quiet(settings), core, gate, lines)
     finally:
         plant.down(settings)
-        del os.environ["AIF_LINES_DIR"]
+        del os.environ["AIF_LINES_DIR"], os.environ["AIF_CAPACITY_FILE"]
         with contextlib.suppress(NotFoundException):
             core.delete_namespace(NAMESPACE)

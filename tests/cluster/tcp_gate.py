@@ -5,6 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import yaml
 
 
 class Gate:
@@ -54,3 +58,15 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
             sink.sendall(chunk)
     with suppress(OSError):
         sink.shutdown(socket.SHUT_RDWR)
+
+
+def gated(kubeconfig: Path, own: Path) -> tuple[Gate, Path]:
+    """A kubeconfig whose way to the API server leads through a gate."""
+    config = yaml.safe_load(kubeconfig.read_text())
+    named = {c["name"]: c["context"]["cluster"] for c in config["contexts"]}
+    [found] = [c["cluster"] for c in config["clusters"] if c["name"] == named[config["current-context"]]]
+    address = urlsplit(found["server"])
+    gate = Gate(str(address.hostname), address.port or 443)
+    found |= {"server": f"https://127.0.0.1:{gate.port}", "tls-server-name": address.hostname}
+    own.write_text(yaml.safe_dump(config))
+    return gate, own

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from aifactory.errors import Defect, FactoryError, InfrastructureFault, SpecErro
 from aifactory.factory import Factory
 from aifactory.line import find_line
 from aifactory.reasons import ReasonCode
-from orchestration import clusterwork
+from orchestration import clusterwork, placing
 from orchestration.clusterwork import Cluster, PodEnd
 from orchestration.pods import Shape, describe
 
@@ -62,10 +62,12 @@ class Work:
     def _on_kill(self, end: Callable[[], object]) -> None:
         self.kill = lambda: (self.here.cancelled.set(), end())
 
-    def manifest(self, program: str = "", shape: Shape = SMALL) -> dict[str, Any]:
+    def manifest(
+        self, program: str = "", shape: Shape = SMALL, task: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         pod = describe(
             self.settings, self.compute, shape, "", ["-c", program], line="flight_delay",
-            task={name: getattr(self.here.context["ti"], name) for name in ("dag_id", "run_id", "task_id")},
+            task=task or placing.task_ids(self.here),
         )  # fmt: skip
         pod["spec"]["containers"][0]["command"] = ["python"]
         pod["spec"]["terminationGracePeriodSeconds"] = 2

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psutil
 import pytest
 from tests.cluster.conftest import CHECKPOINT_EVERY, LINE, NAMESPACE, REPORT_EVERY, Lab
 
+from aifactory.ledger import EventKind
 from aifactory.reasons import ReasonCode
+from orchestration.podgroup import INDEX_LABEL
 from orchestration.pods import LINE_LABEL, PLANT_LABEL, TASK_ANNOTATIONS
 
 EVICTION = "policy/v1beta1"  # the body's version; clusters from 1.22 on take it as policy/v1
@@ -41,12 +45,19 @@ def test_the_connection_does_not_show_its_credentials(lab: Lab):
     assert json.loads(shown["extra"]) == {"kube_config": "***", "namespace": NAMESPACE}
 
 
+def trained(lab: Lab, run: str) -> dict[int, float]:
+    """The loss curve of a run whose challenger is done; the rest of the run would say nothing new."""
+    lab.wait("the challenger", lambda: lab.task(run, "train_challenger")["state"] == "success", 300)
+    curve = lab.curve(run)
+    lab.cancel(run)
+    lab.wait("no pod", lambda: lab.pods() == [], 60)
+    return curve
+
+
 @pytest.fixture(scope="module")
 def undisturbed(lab: Lab) -> dict[int, float]:
     """The loss curve of the long training, when nothing happens to it."""
-    run = lab.train("undisturbed")
-    assert lab.ended(run) == "success"
-    curve = lab.curve(run)
+    curve = trained(lab, lab.train("undisturbed"))
     assert len(curve) > 20
     return curve
 
@@ -63,18 +74,18 @@ def reasons_of(lab: Lab, order_id: str) -> set[str]:
     return {str(e.reason) for e in lab.factory.ledger.events(line=LINE) if order_id in e.unit and e.reason}
 
 
+@pytest.mark.thorough
 def test_a_killed_pod_is_made_anew_and_goes_on_from_its_checkpoint(lab: Lab, undisturbed: dict[int, float]):
     run = lab.train("killed")
     pod, _ = lab.in_the_middle()
     lab.core.delete_namespaced_pod(pod.metadata.name, NAMESPACE, grace_period_seconds=0)
-    assert lab.ended(run) == "success"
-    assert lab.curve(run) == undisturbed
+    assert trained(lab, run) == undisturbed
     assert lost_steps(lab, run) <= CHECKPOINT_EVERY + REPORT_EVERY
     assert "POD_DELETED" in reasons_of(lab, lab.order_of(run))
     assert lab.task(run, "train_challenger")["try_number"] == 1, "it had come further, so another pod was made at once"
-    assert lab.pods() == []
 
 
+@pytest.mark.thorough
 def test_a_drained_node_costs_nothing_but_time(lab: Lab, undisturbed: dict[int, float]):
     run = lab.train("drained")
     pod, _ = lab.in_the_middle()
@@ -108,6 +119,7 @@ def test_a_killed_task_finds_its_pod_again(lab: Lab):
     lab.wait("no pod", lambda: lab.pods() == [], 60)
 
 
+@pytest.mark.thorough
 def test_an_api_server_that_is_away_for_two_minutes(lab: Lab, undisturbed: dict[int, float]):
     run = lab.train("API away")
     lab.in_the_middle()
@@ -121,6 +133,7 @@ def test_an_api_server_that_is_away_for_two_minutes(lab: Lab, undisturbed: dict[
     lab.wait("no pod", lambda: lab.pods() == [], 60)
 
 
+@pytest.mark.thorough
 def test_a_cancelled_run_leaves_no_pod(lab: Lab):
     run = lab.train("cancelled")
     pod, _ = lab.in_the_middle()
@@ -130,6 +143,7 @@ def test_a_cancelled_run_leaves_no_pod(lab: Lab):
     assert lab.api.run(f"{LINE}.train", run).state == "failed"
 
 
+@pytest.mark.thorough
 def test_out_of_memory_is_tried_once_with_the_larger_shape(lab: Lab):
     with lab.compute("{cpus: 1, memory_gb: 0.2, retry_memory_gb: 1.5, shared_memory_gb: 0.1, scratch_gb: 1}"):
         run = lab.train("small", recipe="gradient_boosting")
@@ -141,6 +155,7 @@ def test_out_of_memory_is_tried_once_with_the_larger_shape(lab: Lab):
     assert "OUT_OF_MEMORY" in reasons_of(lab, lab.order_of(run))
 
 
+@pytest.mark.thorough
 def test_out_of_memory_with_the_larger_shape_too_fails_and_says_so(lab: Lab):
     with lab.compute("{cpus: 1, memory_gb: 0.2, retry_memory_gb: 0.25, shared_memory_gb: 0.1, scratch_gb: 1}"):
         run = lab.train("much too small", recipe="gradient_boosting")
@@ -152,6 +167,7 @@ def test_out_of_memory_with_the_larger_shape_too_fails_and_says_so(lab: Lab):
     assert lab.pods() == []
 
 
+@pytest.mark.thorough
 def test_an_orphan_is_found_removed_and_reported(lab: Lab):
     [over] = lab.api.runs(f"{LINE}.train")[:1]
     owner = {"dag_id": f"{LINE}.train", "run_id": over.run_id, "task_id": "train_challenger"}
@@ -175,6 +191,84 @@ def test_an_orphan_is_found_removed_and_reported(lab: Lab):
     lab.core.delete_namespaced_pod("somebody-elses", NAMESPACE, grace_period_seconds=0)
 
 
+def test_a_training_that_has_no_place_yet_holds_no_worker_and_spends_no_try(lab: Lab):
+    until = datetime.now(UTC) + timedelta(hours=1)
+    note = {"until": until.isoformat(), "reason": "CLUSTER_UNREACHABLE", "message": "by hand"}
+    lab.factory.store.put_json("capacity/cooling/near.json", note)
+    run = lab.train("waits")
+    lab.wait("it to wait", lambda: lab.task(run, "train_challenger")["state"] == "up_for_reschedule")
+    assert lab.pods() == []
+    lab.factory.store.delete("capacity/cooling/near.json")
+    assert lab.ended(run) == "success"
+    challenger = lab.task(run, "train_challenger")
+    assert (challenger["state"], challenger["try_number"]) == ("success", 1)
+    decided = [e for e in lab.factory.ledger.events(line=LINE) if e.event is EventKind.DECIDED and e.run_id == run]
+    assert {e.detail["placed"] for e in decided} == {"near.cpu"}
+    assert lab.factory.store.list("capacity/promises/") == []
+
+
+# --- several machines
+TWO = (
+    "{in_pods: [train], nodes: 2, cpus: 0.7, memory_gb: 1.5, scratch_gb: 1, timeout_minutes: 20, queue_minutes: 2, "
+    "start_minutes: 2}"
+)
+ELASTIC = TWO.replace("nodes: 2", "nodes: 2, min_nodes: 1")
+
+
+@pytest.fixture(scope="module")
+def alone(lab: Lab) -> Iterator[dict[int, float]]:
+    """The loss curve of the training in one pod, without dropout: processes draw masks of their own."""
+    several = lab.edited("recipe: gradient_boosting", "recipe: tabular_mlp")  # the other trains in one process
+    with several, lab.edited("epochs: 10", "dropout: 0, epochs: 3"):
+        run = lab.train("alone")
+        assert lab.ended(run) == "success"
+        curve = lab.curve(run)
+        assert len(curve) > 20
+        yield curve
+
+
+def member(lab: Lab, index: int) -> Any:
+    """The running pod of an index."""
+
+    def found() -> Any:
+        pods = [p for p in lab.pods() if p.metadata.labels.get(INDEX_LABEL) == str(index)]
+        return next((p for p in pods if p.status.phase == "Running"), None)
+
+    return lab.wait(f"pod {index} of the group", found)
+
+
+def same(curve: dict[int, float], other: dict[int, float]) -> bool:
+    """Equal but for the order in which floats are added; what that makes grows with the steps."""
+    early = {step: loss for step, loss in other.items() if step <= 100}
+    return (
+        curve.keys() == other.keys()
+        and {step: curve[step] for step in early} == pytest.approx(early, rel=1e-4)
+        and curve == pytest.approx(other, rel=2e-2)
+    )
+
+
+def test_two_machines_learn_what_one_learns(lab: Lab, alone: dict[int, float]):
+    with lab.compute(TWO):
+        run = lab.train("two machines")
+        lab.in_the_middle()
+        assert "step" not in lab.log_of(member(lab, 1).metadata.name), "rank 0 alone tells"
+        assert same(trained(lab, run), alone)
+    assert "-0-" in lab.api.xcom(f"{LINE}.train", run, "train_challenger")["pod"]
+    [log] = lab.tries(run, "train_challenger")
+    assert "step" in log, "the leader's progress is in the task's log"
+
+
+@pytest.mark.thorough
+def test_a_machine_that_is_lost_costs_time_and_nothing_else(lab: Lab, alone: dict[int, float]):
+    with lab.compute(ELASTIC):
+        run = lab.train("lost")
+        lab.in_the_middle()
+        lab.core.delete_namespaced_pod(member(lab, 1).metadata.name, NAMESPACE, grace_period_seconds=0)
+        assert same(trained(lab, run), alone)
+    assert lab.task(run, "train_challenger")["try_number"] == 1
+
+
+# --- last: the days that a champion has learned cannot be trained on again
 def test_the_model_goes_into_service_and_a_night_is_scored_with_it(lab: Lab):
     lab.hold_releases(False)
     registry = lab.factory.registry(lab.spec)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.containers.engine import TAG, ContainerPlant, build_environment, docker, engine_is_missing, run
+from tests.containers.engine import NUM_NIGHTS, TAG, ContainerPlant, build_environment, docker, engine_is_missing, run
 from tests.far_lines import lines_that_do_not_start_by_themselves
 
 from aifactory.settings import REPOSITORY, Settings
@@ -26,11 +26,10 @@ def engine() -> None:
 @pytest.fixture(scope="session")
 def images() -> dict[str, str]:
     """Name → tag of each image, built."""
-    done = run(
-        "scripts/compose.sh", "build", "prepare", "mlflow", "trainer", environment=build_environment(), timeout=2400
-    )
+    services = {"airflow": "prepare"} | {name: name for name in ("mlflow", "serving", "trainer")}
+    done = run("scripts/compose.sh", "build", *services.values(), environment=build_environment(), timeout=2400)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    return {name: f"ai-factory-{name}:{TAG}" for name in ("airflow", "mlflow", "trainer")}
+    return {name: f"ai-factory-{name}:{TAG}" for name in services}
 
 
 @pytest.fixture(scope="session")
@@ -41,19 +40,23 @@ def running(
     folder = tmp_path_factory.mktemp("containers")
     lines = lines_that_do_not_start_by_themselves(folder / "lines")
     mount = {"volumes": [f"{lines}:/factory/include/lines:ro"]}
-    changed = ("airflow-api", "airflow-scheduler", "airflow-dags", "airflow-triggerer", "demo")
+    changed = ("airflow-api", "airflow-scheduler", "airflow-dags", "airflow-triggerer", "serving", "demo")
     (folder / "lines.yaml").write_text(json.dumps({"services": dict.fromkeys(changed, mount)}))
     for path in [lines, *lines.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-    airflow, mlflow = free_ports(2)
+    airflow, mlflow, serving = free_ports(3)
     environment = build_environment() | {
         "COMPOSE_PROJECT_NAME": f"aif-test-{uuid.uuid4().hex[:6]}",
         "COMPOSE_FILE": f"{REPOSITORY / 'docker-compose.yaml'}:{folder / 'lines.yaml'}",
         "AIF_AIRFLOW_PORT": str(airflow),
         "AIF_MLFLOW_PORT": str(mlflow),
+        "AIF_SERVING_PORT": str(serving),
+        "AIF_DEMO_NIGHTS": str(NUM_NIGHTS),
         "AIF_DEMO_REPORT": str(folder / "report.json"),
     }
-    settings = Settings(airflow_port=airflow, mlflow_port=mlflow, _env_file=None)  # type: ignore[call-arg]
+    settings = Settings(
+        airflow_port=airflow, mlflow_port=mlflow, serving_port=serving, _env_file=None,
+    )  # type: ignore[call-arg]  # fmt: skip
     self = ContainerPlant(environment, settings, {})
     try:
         done = self.compose("demo", timeout=1500)

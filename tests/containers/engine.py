@@ -19,8 +19,11 @@ from plant.secrets import read_secrets
 TAG = "test"
 PARTS = (
     "postgres", "s3", "mlflow", "airflow-api", "airflow-scheduler", "airflow-dags", "airflow-triggerer",
-    "outside-world",
+    "outside-world", "serving",
 )  # fmt: skip
+
+NUM_NIGHTS = 3
+"""Nights of the demo, of which the embedded plant plays all: enough for a refused model and one that is taken back."""
 
 
 @functools.cache

@@ -1,4 +1,7 @@
-"""Runs in a container beside the parts, fed by stdin: `python - days | land DAY | night DAY`; the answer is JSON."""
+"""Runs in a container beside the parts, fed by stdin: `python - COMMAND ARGUMENT`; the answer is JSON.
+
+Commands: days AFTER, land DAY, night DAY, serve VERSION, logged SLOT.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import collections
 import io
 import json
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from aifactory.factory import Factory
 from aifactory.line import find_line
+from aifactory.serving import shipper, traffic
 from aifactory.settings import load_settings
 
 LINE = "flight_delay"
@@ -60,9 +65,31 @@ def days(after: str) -> list[str]:
     return [d for d in World(load_settings()).days() if d > after]
 
 
+def serve(version: str) -> dict[str, Any]:
+    """Ask for a version in slot a; what is to be known of it to hold its answers against its golden rows."""
+    f = Factory(load_settings())
+    now = datetime.now(UTC)
+    before = traffic.read(f.store, LINE, now)
+    asked = traffic.Traffic(
+        line=LINE,
+        generation=before.generation + 1,
+        slots={"a": version, "b": None},
+        stage=traffic.Stage.PROMOTED,
+        since=now,
+    )
+    traffic.write(f.store, asked)
+    manifest = f.store.get_json(f"models/{LINE}/{version}/manifest.json")
+    return {"version": version, "golden": manifest["golden"], "features": manifest["features"]}
+
+
+def logged(slot: str) -> int:
+    """How many rows that a slot served are in S3."""
+    return shipper.read_status(Factory(load_settings()), LINE).slots[slot].shipped
+
+
 def main(command: str, argument: str = "") -> None:
     """Answer one question."""
-    answer = {"night": night, "land": land, "days": days}[command](argument)
+    answer = {"night": night, "land": land, "days": days, "serve": serve, "logged": logged}[command](argument)
     sys.stdout.write(json.dumps(answer) + "\n")
 
 

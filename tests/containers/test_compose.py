@@ -12,10 +12,13 @@ import time
 from dataclasses import fields
 from typing import Any
 
+import httpx
 import pytest
-from tests.containers.engine import PARTS, ContainerPlant, build_environment, docker, run
+from tests.containers.engine import NUM_NIGHTS, PARTS, ContainerPlant, build_environment, docker, run
 
 import plant
+from aifactory.errors import FactoryError
+from aifactory.serving.slot import Slot
 from plant.demo import Night, Report
 from plant.secrets import read_secrets
 
@@ -63,22 +66,24 @@ def test_the_report_is_the_one_of_the_embedded_plant(running: ContainerPlant):
 
 def test_the_nights_are_decided_as_in_the_embedded_plant(running: ContainerPlant):
     report = running.report
-    assert len(report["nights"]) == 8
+    assert len(report["nights"]) == NUM_NIGHTS
     for night in report["nights"]:
         assert night["rows_in"] == night["accepted"] + night["quarantined"] > 0
         assert 0.5 < night["live_roc_auc"] < 1
-    assert len({night["dataset_revision"] for night in report["nights"]}) == 8
-    assert any(r["reason"] in {"DRIFT", "CADENCE_DUE"} for r in report["retrains"])
+    assert len({night["dataset_revision"] for night in report["nights"]}) == NUM_NIGHTS
     assert [r["reason"] for r in report["refused"] if r["deliberate"]]
-    versions, version = [], 1
+    versions, version = [], "1"
     for night in report["nights"]:  # a released model is in service from the night after its decision
-        versions.append(str(version))
-        version += "released" in night["decision"]
+        versions.append(version)
+        released = re.search(r"v(\d+) released", night["decision"])
+        version = released[1] if released else version
     assert [night["model_version"] for night in report["nights"]] == versions
+    assert report["traffic"]["sent"] == report["traffic"]["answered"] > 1000
+    assert [back["reason"] for back in report["rolled_back"]] != []
 
 
 # --- what is open, and to whom
-def test_only_the_uis_are_published_and_on_loopback(running: ContainerPlant):
+def test_only_the_uis_and_the_gateway_are_published_and_on_loopback(running: ContainerPlant):
     published: dict[str, list[tuple[str, int]]] = {}
     for part in PARTS:
         for bound in (running.inspect(part)["NetworkSettings"]["Ports"] or {}).values():
@@ -87,6 +92,7 @@ def test_only_the_uis_are_published_and_on_loopback(running: ContainerPlant):
     assert published == {
         "airflow-api": [("127.0.0.1", running.settings.airflow_port)],
         "mlflow": [("127.0.0.1", running.settings.mlflow_port)],
+        "serving": [("127.0.0.1", running.settings.serving_port)],
     }
 
 
@@ -103,7 +109,8 @@ def test_no_part_has_more_rights_than_it_needs(running: ContainerPlant):
         assert host["ReadonlyRootfs"] or part == "airflow-scheduler", part
 
 
-def test_the_world_reaches_s3_and_nothing_else(running: ContainerPlant):
+@pytest.mark.parametrize("part", ["outside-world", "serving"])
+def test_who_needs_s3_alone_reaches_nothing_else(running: ContainerPlant, part: str):
     code = (
         "import socket\n"
         "def open_(host, port):\n"
@@ -112,7 +119,7 @@ def test_the_world_reaches_s3_and_nothing_else(running: ContainerPlant):
         "print([open_(h, p) for h, p in (('s3', 8333), ('s3', 8888), ('s3', 9333), ('postgres', 5432), "
         "('airflow-api', 8080), ('mlflow', 5500))])\n"
     )
-    said = running.compose("exec", "-T", "outside-world", "python", "-c", code).stdout.strip()
+    said = running.compose("exec", "-T", part, "python", "-c", code).stdout.strip()
     assert said == "[True, False, False, False, False, False]"
 
 
@@ -122,9 +129,15 @@ def test_a_part_sees_its_own_secrets_alone(running: ContainerPlant):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     scheduler = running.compose("exec", "-T", "airflow-scheduler", "cat", "/factory/var/secrets/plant.env").stdout
     world = running.compose("exec", "-T", "outside-world", "cat", "/factory/world/secrets/plant.env").stdout
+    serving = running.compose("exec", "-T", "serving", "cat", "/factory/serving/secrets/plant.env").stdout
     assert secrets["AIF_S3_SECRET_KEY"] in scheduler
-    for name in ("PLANT_POSTGRES_PASSWORD", "PLANT_S3_SECRET_KEY", "AIF_WORLD_SECRET_KEY"):
+    for name in ("PLANT_POSTGRES_PASSWORD", "PLANT_S3_SECRET_KEY", "PLANT_SERVING_SECRET_KEY", "AIF_WORLD_SECRET_KEY"):
         assert secrets[name] not in scheduler
+    assert dict(line.split("=", 1) for line in serving.split()) == {
+        "AIF_S3_ACCESS_KEY": secrets["PLANT_SERVING_ACCESS_KEY"],
+        "AIF_S3_SECRET_KEY": secrets["PLANT_SERVING_SECRET_KEY"],
+        "AIF_VERIFYING_KEY": secrets["AIF_VERIFYING_KEY"],
+    }
     assert {line.partition("=")[0] for line in world.split()} == {"AIF_WORLD_ACCESS_KEY", "AIF_WORLD_SECRET_KEY"}
 
 
@@ -152,6 +165,70 @@ def test_compose_up_again_changes_nothing(running: ContainerPlant):
     done = running.compose("up", timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert {part: running.container(part) for part in PARTS} == ids
+
+
+# --- what is served
+def _answers_golden_rows(running: ContainerPlant, served: dict[str, Any]) -> None:
+    """Until the published port gives the golden scores for the golden rows."""
+    deadline = time.monotonic() + 120
+    with Slot("published by the gateway", f"127.0.0.1:{running.settings.serving_port}") as gateway:
+        while True:
+            try:
+                return gateway.check_golden(LINE, served["version"], served)
+            except FactoryError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+
+def _serve_the_champion(running: ContainerPlant) -> dict[str, Any]:
+    """The champion, which a document now names."""
+    champion = running.inside("night", running.report["nights"][-1]["day"])["champion"]
+    found: dict[str, Any] = running.inside("serve", champion)
+    return found
+
+
+@pytest.fixture(scope="module")
+def served(running: ContainerPlant) -> dict[str, Any]:
+    """What serves before anything is killed; a night may release another."""
+    return _serve_the_champion(running)
+
+
+def test_what_a_document_names_is_served_on_the_published_port(running: ContainerPlant, served: dict[str, Any]):
+    _answers_golden_rows(running, served)
+    refused = httpx.post(f"http://127.0.0.1:{running.settings.serving_port}/v2/repository/index", timeout=10)
+    assert refused.status_code == httpx.codes.NOT_FOUND
+
+
+def _processes(running: ContainerPlant, name: str, *, kill: bool = False) -> set[int]:
+    """Processes of the serving container whose command line has a word; on request killed."""
+    code = (
+        "import os, pathlib\n"
+        "for p in pathlib.Path('/proc').glob('[0-9]*'):\n"
+        "    try: words = (p / 'cmdline').read_text()\n"
+        "    except OSError: continue\n"
+        f"    if {name!r} in words and int(p.name) != os.getpid():\n"
+        f"        {kill} and os.kill(int(p.name), 9)\n"
+        "        print(p.name)\n"
+    )
+    done = running.compose("exec", "-T", "serving", "python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    return {int(word) for word in done.stdout.split()}
+
+
+@pytest.mark.parametrize("name", ["/envoy", "/tritonserver", "plant.control", "aifactory.serving.shipper"])
+def test_a_program_of_serving_dies_and_is_started_without_the_others(
+    running: ContainerPlant, served: dict[str, Any], name: str
+):
+    before = running.inspect("serving")["State"]["StartedAt"]
+    killed = _processes(running, name, kill=True)
+    assert killed
+    deadline = time.monotonic() + 60
+    while len(_processes(running, name) - killed) < len(killed):
+        assert time.monotonic() < deadline, name
+        time.sleep(0.5)
+    _answers_golden_rows(running, served)
+    assert running.inspect("serving")["State"]["StartedAt"] == before
 
 
 # --- every part killed in turn, during a night
@@ -211,7 +288,13 @@ def nights(running: ContainerPlant) -> list[str]:
     return days
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part",
+    [
+        part if part in {"postgres", "s3", "airflow-scheduler"} else pytest.param(part, marks=pytest.mark.thorough)
+        for part in PARTS
+    ],
+)
 def test_a_night_survives_the_kill_of(running: ContainerPlant, nights: list[str], part: str):
     running.wait_healthy()
     before = running.inside("night", running.report["nights"][-1]["day"])
@@ -237,7 +320,9 @@ def test_everything_dies_at_once_and_comes_back_by_itself(running: ContainerPlan
     _wait_for_work(running, _trigger(running, day))
     restarts = {part: running.inspect(part)["RestartCount"] for part in PARTS}
     for part in PARTS:  # every process but the first dies, the first then ends: the engine starts the container again
-        docker("exec", running.container(part), "sh", "-c", "kill -9 -1 || true")
+        run(
+            "docker", "exec", running.container(part), "sh", "-c", "kill -9 -1"
+        )  # may itself die of it: no status to ask
     deadline = time.monotonic() + 60
     while any(running.inspect(part)["RestartCount"] == restarts[part] for part in PARTS):
         assert time.monotonic() < deadline, {part: running.inspect(part)["RestartCount"] for part in PARTS}
@@ -253,3 +338,13 @@ def test_stopped_and_started_it_goes_on_where_it_was(running: ContainerPlant):
     assert running.compose("down").returncode == 0
     assert running.compose("up", timeout=900).returncode == 0
     assert running.inside("night", day) == before
+
+
+def test_after_all_that_a_model_serves_and_its_answers_reach_s3(running: ContainerPlant):
+    served = _serve_the_champion(running)
+    _answers_golden_rows(running, served)
+    deadline = time.monotonic() + 120
+    before = running.inside("logged", "a")
+    _answers_golden_rows(running, served)
+    while running.inside("logged", "a") < before + len(served["golden"]["outputs"]):
+        assert time.monotonic() < deadline

@@ -41,6 +41,7 @@ def packages(image: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.thorough
 def test_the_trainer_builds_from_nothing():
     environment = build_environment() | {"AIF_IMAGE_TAG": "from-nothing"}
     done = run("scripts/compose.sh", "build", "--no-cache", "trainer", environment=environment, timeout=2400)
@@ -99,7 +100,7 @@ def test_the_trainer_is_the_training_program(images: dict[str, str]):
     assert "--order" in wrong.stderr
 
 
-@pytest.mark.parametrize("name", ["airflow", "mlflow", "trainer"])
+@pytest.mark.parametrize("name", ["airflow", "mlflow", "serving", "trainer"])
 def test_an_image_runs_as_nobody_special_and_carries_no_secret(images: dict[str, str], name: str):
     [described] = json.loads(docker("image", "inspect", images[name]))
     assert described["Config"]["User"] == "10001:10001"
@@ -116,7 +117,7 @@ def test_an_image_runs_as_nobody_special_and_carries_no_secret(images: dict[str,
 
 def test_images_know_their_commit(images: dict[str, str]):
     wanted = run("git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*").stdout.strip()
-    for name in ("airflow", "trainer"):
+    for name in ("airflow", "serving", "trainer"):
         code = "from aifactory.training.run import code_revision; print(code_revision())"
         assert python(images[name], code) == wanted
         label = '{{index .Config.Labels "org.opencontainers.image.revision"}}'
@@ -127,5 +128,5 @@ def test_a_build_sends_no_state_to_the_engine():
     ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
     assert {line for line in ignored if line.startswith("!")} == {
-        "!dags", "!include", "!plugins", "!requirements*.txt", "!scripts",
+        "!dags", "!include", "!plugins", "!plugins/floor/dist", "!requirements*.txt", "!scripts",
     }  # fmt: skip

@@ -14,6 +14,7 @@ from aifactory.ledger import EventKind, ProductionEvent
 from aifactory.line import LineSpec
 from aifactory.packaging import write_package
 from aifactory.reasons import ReasonCode
+from aifactory.signing import SIGNATURE_FILE
 from aifactory.stages.deploy import promote, rollback
 from aifactory.store import Conflict
 
@@ -54,6 +55,25 @@ def test_promote_switches_pointer_and_aliases_once(factory_mlflow: Factory, line
     assert promote(f, line, second, "run-3") == said
     assert f.store.head(f"serving/{line.line}/champion.json") == before
     assert [(e.unit, e.run_id) for e in happened(f, line, EventKind.PROMOTED)] == [(first, "run-1"), (second, "run-2")]
+
+
+def test_only_what_the_plant_has_signed_goes_into_service(factory_mlflow: Factory, line: LineSpec) -> None:
+    f = factory_mlflow
+    version = candidate(f, line, 1)
+    prefix = f.registry(line).package_prefix(version)
+    signature = f.store.get(f"{prefix}/{SIGNATURE_FILE}")
+    f.store.delete(f"{prefix}/{SIGNATURE_FILE}")
+    with pytest.raises(PackageDefect, match=r"has no model\.sig"):
+        promote(f, line, version, "run-1")
+    f.store.put(f"{prefix}/{SIGNATURE_FILE}", signature)
+    onnx, manifest = trained("2013-01-01", "2013-01-22")
+    f.store.delete(f"{prefix}/manifest.json")
+    write_package(f.store, prefix, manifest, onnx, None)  # whole, its hashes right, and not what was signed
+    with pytest.raises(PackageDefect, match="Hash mismatch") as caught:
+        promote(f, line, version, "run-2")
+    assert caught.value.reason is ReasonCode.PACKAGE_UNSIGNED
+    assert f.registry(line).champion() is None
+    assert [e.reason for e in happened(f, line, EventKind.FAILED)] == [ReasonCode.PACKAGE_UNSIGNED]
 
 
 def test_back_by_default_to_the_one_before_and_forward_again(factory_mlflow: Factory, line: LineSpec) -> None:

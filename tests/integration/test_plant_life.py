@@ -46,7 +46,7 @@ _DAG = '''
 
 
 @pytest.fixture(scope="module")
-def settings(mlflow_environment: None) -> Iterator[Settings]:
+def settings(environments: None) -> Iterator[Settings]:
     """Settings of a plant that has its own DAG folder; it is ended with the module."""
     with tempfile.TemporaryDirectory(prefix="aif-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o711)

@@ -199,6 +199,7 @@ def test_a_diverging_loss_fails_with_its_reason(factory_mlflow: Factory, tmp_pat
     assert caught.value.reason is ReasonCode.LOSS_NOT_FINITE
     failed = [e for e in f.ledger.events(line=spec.line, kind=EventKind.FAILED) if e.unit.startswith(order["order_id"])]
     assert [e.reason for e in failed] == [ReasonCode.LOSS_NOT_FINITE]
+    assert failed[0].detail["telemetry"]["num_attempts"] == 1
     tracker = Tracker(f.settings, spec.line, order["order_id"], "challenger")
     assert tracker._client.get_run(tracker.run_id).info.status == "FAILED"
     assert f.store.list(candidate_prefix(spec.line, order["order_id"], "challenger") + "/") == []

@@ -19,6 +19,8 @@ from aifactory.reasons import ReasonCode
 from aifactory.settings import REPOSITORY
 
 STAGES = {"ingest", "train", "deploy", "rollback", "score", "feedback", "sweep"}
+PLANT_DAGS = {"plant.capacity", "plant.notices"}
+"""Of the plant, not of a line."""
 DAG_FILES = sorted((REPOSITORY / "dags").glob("*.py"))
 SNAPSHOT = Path(__file__).with_name("graph.json")
 HEAVY = {
@@ -43,7 +45,7 @@ def test_every_file_loads(dagbag: Any) -> None:
 
 def test_every_line_has_every_stage(dags: dict[str, Any]) -> None:
     lines = [p.parent.name for p in (REPOSITORY / "include" / "lines").glob("*/line.yaml")]
-    assert set(dags) == {f"{line}.{stage}" for line in lines for stage in STAGES}
+    assert set(dags) == {f"{line}.{stage}" for line in lines for stage in STAGES} | PLANT_DAGS
 
 
 def test_ids_follow_the_rule(dags: dict[str, Any]) -> None:
@@ -66,9 +68,13 @@ def test_what_is_loaded_survives_serialization(dags: dict[str, Any]) -> None:
 
 def test_somebody_owns_it_and_it_can_be_found(dags: dict[str, Any]) -> None:
     for dag in dags.values():
-        spec = find_line(REPOSITORY / "include" / "lines", dag.dag_id.split(".")[0])
+        line, stage = dag.dag_id.split(".")
+        if dag.dag_id in PLANT_DAGS:
+            assert ({task.owner for task in dag.tasks}, set(dag.tags)) == ({"plant"}, {"plant", stage})
+            continue
+        spec = find_line(REPOSITORY / "include" / "lines", line)
         assert {task.owner for task in dag.tasks} == {spec.owner.team}
-        assert {spec.line, dag.dag_id.split(".")[1], *spec.tags} == set(dag.tags)
+        assert {spec.line, stage, *spec.tags} == set(dag.tags)
 
 
 def test_docs_say_why_who_and_what_a_failure_means(dags: dict[str, Any]) -> None:
@@ -123,6 +129,8 @@ def test_forms_offer_what_an_operator_needs(dags: dict[str, Any]) -> None:
         "score": {"partition"},
         "feedback": {"partition"},
         "sweep": set(),
+        "capacity": set(),
+        "notices": set(),
     }
     for dag in dags.values():
         assert set(dag.params) == wanted[dag.dag_id.split(".")[1]]
@@ -171,7 +179,7 @@ def edges(dags: dict[str, Any]) -> dict[str, set[str]]:
 
 def test_the_assets_close_the_loop(dags: dict[str, Any]) -> None:
     follow = edges(dags)
-    for line in {dag_id.split(".")[0] for dag_id in dags}:
+    for line in {dag_id.split(".")[0] for dag_id in dags.keys() - PLANT_DAGS}:
         walk = ["ingest", "score", "feedback", "train", "deploy", "score"]
         for one, other in pairwise(walk):
             assert f"{line}.{other}" in follow[f"{line}.{one}"], f"{one} does not lead to {other}"
@@ -192,7 +200,7 @@ def graph(dags: dict[str, Any]) -> dict[str, Any]:
             "makes": {task.task_id: [a.name for a in task.outlets] for task in dag.tasks if task.outlets},
         }
         for dag in sorted(dags.values(), key=lambda d: d.dag_id)
-        if dag.dag_id.startswith("flight_delay.")
+        if dag.dag_id.startswith("flight_delay.") or dag.dag_id in PLANT_DAGS
     }
 
 
@@ -217,14 +225,14 @@ def bare_modules() -> set[str]:
 
 
 @pytest.mark.parametrize("file", DAG_FILES, ids=lambda f: f.stem)
-def test_parsing_a_file_loads_nothing_heavy(file: Path, bare_modules: set[str]) -> None:
+def test_parsing_a_file_loads_nothing_heavy(file: Path, bare_modules: set[str], capacity_file: Path) -> None:
     code = (
         "import runpy, sys; before = set(sys.modules); import airflow.sdk;"
         f"runpy.run_path({str(file)!r}); print(*sorted(set(sys.modules) - before))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": "include"},
+        env={**os.environ, "PYTHONPATH": "include", "AIF_CAPACITY_FILE": str(capacity_file)},
         cwd=REPOSITORY,
         check=False,
         capture_output=True,
@@ -242,12 +250,17 @@ def test_a_dag_file_is_a_page_of_flow(file: Path) -> None:
     assert not re.search(r"^\s*(for|while|import numpy|import pandas)\b.*:$", code, re.MULTILINE)
 
 
-def import_errors_of(lines: Path, tmp_path: Path) -> tuple[dict[str, str], list[str]]:
+def import_errors_of(
+    lines: Path, tmp_path: Path, capacity_file: str = "", notices_file: str = ""
+) -> tuple[dict[str, str], list[str]]:
     code = (
         "import json, sys; from airflow.dag_processing.dagbag import DagBag; b = DagBag(sys.argv[1]);"
         "sys.stdout.write('RESULT' + json.dumps([b.import_errors, sorted(b.dags)]))"
     )
-    environment = {**os.environ, "PYTHONPATH": "include", "AIF_LINES_DIR": str(lines), "AIRFLOW_HOME": str(tmp_path)}
+    environment = {
+        **os.environ, "PYTHONPATH": "include", "AIF_LINES_DIR": str(lines), "AIRFLOW_HOME": str(tmp_path),
+        "AIF_CAPACITY_FILE": capacity_file, "AIF_NOTICES_FILE": notices_file,
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", code, str(REPOSITORY / "dags")],
         env=environment,
@@ -277,4 +290,83 @@ def test_a_bad_spec_is_an_import_error_that_names_the_field_and_stops_no_other_l
     assert "(got 1.6)" in message
     assert "worse_line/line.yaml: nonsense: " in message
     assert "Traceback" not in message
-    assert dag_ids == sorted(f"good_line.{stage}" for stage in STAGES)
+    assert dag_ids == sorted([*(f"good_line.{stage}" for stage in STAGES), "plant.notices"])
+
+
+def tasks_of(dag_file: str, lines: dict[str, dict[str, str]], tmp_path: Path) -> dict[str, dict[str, list[str]]]:
+    """Upstream tasks by task and DAG, of lines like the shipped one but for texts that stand for others."""
+    text = (REPOSITORY / "include" / "lines" / "flight_delay" / "line.yaml").read_text()
+    for name, others in lines.items():
+        changed = text
+        for old, new in ({"line: flight_delay": f"line: {name}"} | others).items():
+            assert old in changed
+            changed = changed.replace(old, new, 1)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "line.yaml").write_text(changed)
+    code = (
+        "import json, sys; from airflow.dag_processing.dagbag import DagBag; b = DagBag(sys.argv[1]);"
+        "tasks = {i: {t.task_id: sorted(t.upstream_task_ids) for t in d.tasks} for i, d in b.dags.items()};"
+        "sys.stdout.write('RESULT' + json.dumps([b.import_errors, tasks]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(REPOSITORY / "dags" / dag_file)],
+        env={**os.environ, "PYTHONPATH": "include", "AIF_LINES_DIR": str(tmp_path), "AIRFLOW_HOME": str(tmp_path)},
+        cwd=REPOSITORY, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "RESULT" in done.stdout, done.stderr
+    errors, tasks = json.loads(done.stdout.split("RESULT")[1])
+    assert errors == {}
+    found: dict[str, dict[str, list[str]]] = tasks
+    return found
+
+
+def test_only_a_line_with_the_section_makes_edge_packages(tmp_path: Path) -> None:
+    section = {"\nresidency:": "\nedge: {max_size_ratio: 0.5}\n\nresidency:"}
+    tasks = tasks_of("train.py", {"with_edge": section, "without_edge": {}}, tmp_path)
+    assert tasks["with_edge.train"].pop("edge") == ["register", "resolve"]
+    assert tasks["with_edge.train"] == tasks["without_edge.train"]
+
+
+def test_a_release_waits_for_a_person_where_the_tier_is_high_and_for_traffic_where_there_is_some(
+    tmp_path: Path,
+) -> None:
+    lines = {
+        "risky": {"tier: low": "tier: high", "no_traffic: promote_after_offline_checks": "no_traffic: hold"},
+        "batch_only": {"tier: low": "tier: low\n  online: false"},
+    }
+    tasks = tasks_of("deploy.py", lines, tmp_path)
+    assert list(tasks["risky.deploy"]) == ["propose", "approve", "approved", "load", "shadow", "canary", "promote"]
+    assert tasks["risky.deploy"]["approve"] == ["propose"], "what is asked about is known first"
+    assert tasks["risky.deploy"]["approved"] == ["approve", "propose"]
+    assert tasks["risky.deploy"]["load"] == ["approved", "propose"]
+    assert tasks["batch_only.deploy"] == {"propose": [], "promote": ["propose"]}
+
+
+def test_the_stock_is_looked_at_only_where_there_is_an_inventory(tmp_path: Path, capacity_file: Path) -> None:
+    (tmp_path / "lines").mkdir()
+    assert import_errors_of(tmp_path / "lines", tmp_path) == ({}, ["plant.notices"])
+    assert import_errors_of(tmp_path / "lines", tmp_path, str(capacity_file)) == ({}, sorted(PLANT_DAGS))
+
+
+def test_a_bad_inventory_is_an_import_error_that_names_the_field(tmp_path: Path, capacity_file: Path) -> None:
+    bad = tmp_path / "capacity.yaml"
+    bad.write_text(capacity_file.read_text().replace("units: 8", "units: -8"))
+    (tmp_path / "lines").mkdir()
+    errors, dag_ids = import_errors_of(tmp_path / "lines", tmp_path, str(bad))
+    [(file, message)] = errors.items()
+    assert Path(file).name == "specs.py"
+    assert "capacity.yaml: clusters.near.offers.own.units: " in message
+    assert "Traceback" not in message
+    assert dag_ids == ["plant.notices"]
+
+
+def test_bad_routes_of_notices_are_an_import_error_and_nothing_is_told_by_them(tmp_path: Path) -> None:
+    lines, file = REPOSITORY / "include" / "lines", tmp_path / "notices.yaml"
+    file.write_text("routes: [{match: {lines: [flight_delays]}, to: [desk]}]")
+    errors, dag_ids = import_errors_of(lines, tmp_path, notices_file=str(file))
+    [(where, message)] = errors.items()
+    assert Path(where).name == "specs.py"
+    assert "notices.yaml: routes.0.match.lines: ['flight_delays'] are none of ['flight_delay']" in message
+    assert "plant.notices" not in dag_ids
+    file.write_text("routes: [{match: {lines: [flight_delay]}, to: [desk]}]")
+    assert import_errors_of(lines, tmp_path, notices_file=str(file))[1] == sorted([*dag_ids, "plant.notices"])

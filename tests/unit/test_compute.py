@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from aifactory.errors import Defect, FactoryError, InfrastructureFault, TrainingDefect
-from aifactory.line import find_line
+from aifactory.line import Compute, find_line
 from aifactory.reasons import ReasonCode
 from aifactory.settings import REPOSITORY, Settings
-from orchestration import clusterwork, compute
+from orchestration import clusterwork, compute, placing, podgroup
 from orchestration.clusterwork import PodEnd
+from orchestration.placing import Place
 
 RESULT = {"num_rows": 7, "attempt": "pod"}
 DELETED = InfrastructureFault(ReasonCode.POD_DELETED, "deleted")
@@ -42,7 +44,7 @@ class Pods:
             context={"ti": ti, "task_state_store": self.state},
             cancelled=self.cancelled,
         )
-        self.pods = compute._Pods(here, cluster=None)  # type: ignore[arg-type]
+        self.pods = compute._Pods(here, "train")
         monkeypatch.setattr(clusterwork, "run_in_pod", self._run)
         monkeypatch.setattr("aifactory.training.checkpoints.newest", self._newest)
         monkeypatch.setattr("aifactory.stages.train.stopped", lambda *told: self.stops.append(told[-1]))
@@ -81,6 +83,29 @@ def test_a_training_that_had_come_further_goes_on_at_once(pods: Pods):
     assert pods.stops == ["0000000100.json", "0000000150.json"]
 
 
+def test_as_many_pods_are_made_as_were_placed(pods: Pods, monkeypatch: pytest.MonkeyPatch):
+    groups: list[Compute] = []
+    spec = pods.pods._here.spec
+    pods.pods._here.spec = spec.model_copy(update={"compute": Compute(nodes=4, min_nodes=1)})
+    monkeypatch.setattr(podgroup, "run_in_group", lambda *_, compute: groups.append(compute) or PodEnd("group", {}))
+    pods.ends = [(0, None)]
+    work = compute._Work("what", "unit", "program", [], "result", "failure", ("order", "refit"))
+    made = [pods.pods._run(work, Place(clusterwork.Cluster("c"), nodes=nodes)).name for nodes in (None, 3, 1)]
+    assert made == ["group", "group", "pod"]
+    assert [(each.fewest_nodes, each.nodes) for each in groups] == [(1, 4), (1, 3)]
+
+
+def test_the_refit_has_to_be_done_before_the_deadline_too(pods: Pods, monkeypatch: pytest.MonkeyPatch):
+    follows: list[timedelta] = []
+    monkeypatch.setattr(placing, "carried_out", lambda *asked: follows.append(asked[-1]) or PodEnd("pod", {}))
+    spec = pods.pods._here.spec
+    pods.pods._here.spec = spec.model_copy(update={"compute": Compute(expected_minutes=20)})
+    for phase in ("challenger", "refit"):
+        pods.pods.train("order", phase)
+    pods.pods.job("score-1")
+    assert follows == [timedelta(minutes=20), timedelta(0), timedelta(0)]
+
+
 def test_one_that_had_not_goes_to_the_next_try(pods: Pods):
     pods.ends = [(100, DELETED), (0, DELETED)]
     pods.fails(ReasonCode.POD_DELETED)
@@ -104,7 +129,8 @@ def test_it_does_not_go_on_where_a_pod_could_outlive_the_task(pods: Pods, monkey
     task_s = compute.limits(pods.pods._here.spec, "train")["execution_timeout"].total_seconds()
     pod_s = 60 * (compute_spec.timeout_minutes + compute_spec.queue_minutes + compute_spec.start_minutes)
     moments = iter([0.0, task_s - 2 * pod_s, task_s - pod_s])
-    monkeypatch.setattr(compute, "time", SimpleNamespace(monotonic=lambda: next(moments)))  # of this module alone
+    for module in (placing, compute):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(moments)))  # of these alone
     pods.ends = [(100, DELETED), (100, DELETED), (100, None)]
     pods.fails(ReasonCode.POD_DELETED)
     assert len(pods.stops) == 1

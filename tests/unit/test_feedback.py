@@ -143,9 +143,27 @@ def test_an_undefined_metric_breaks_no_limit(limits):
     assert feedback.violations(limits, CALM | {"released": {}}) == []
 
 
+@given(
+    num_days=st.integers(0, 5),
+    num_outcomes=st.integers(0, 1000),
+    shadow=st.booleans(),
+    window_days=st.integers(1, 5),
+    least=st.integers(1, 1000),
+)
+def test_live_answers_are_judged_where_there_are_enough_of_them(num_days, num_outcomes, shadow, window_days, least):
+    limits = SPEC.feedback.model_copy(update={"window_days": window_days, "min_live_outcomes": least})
+    served = {"num_days": num_days, "num_outcomes": num_outcomes, "shadow": shadow}
+    wanted = not shadow and num_days >= window_days and num_outcomes >= least
+    assert feedback.live_enough(limits, served) == wanted
+
+
 # --- the rule
 def windows(*broken: int) -> list[dict]:
-    return [{"day": f"2026-06-{n + 1:02d}", "violations": ["x"] if b else []} for n, b in enumerate(broken)]
+    """1: a limit is broken by the batch, 2: by live answers, 3: by both."""
+    return [
+        {"day": f"2026-06-{n + 1:02d}", "violations": ["x"] if b % 2 else [], "live_violations": ["y"] if b > 1 else []}
+        for n, b in enumerate(broken)
+    ]
 
 
 def test_two_of_five_call_and_one_does_not(spec):
@@ -154,6 +172,18 @@ def test_two_of_five_call_and_one_does_not(spec):
     assert called.reason is ReasonCode.DRIFT
     assert "2 of the 5" in called.explanation
     assert not feedback.decide(spec, windows(0, 1, 0, 0, 0), "2026-05-31", "2026-06-05", []).retrain
+
+
+def test_live_answers_count_as_batches_do_and_a_window_counts_once(spec):
+    called = feedback.decide(spec, windows(0, 2, 0, 0, 1), "2026-05-31", "2026-06-05", [])
+    assert (called.retrain, called.reason) == (True, ReasonCode.LIVE_DECAY)
+    assert "2 of the 5 newest windows broke a limit, 1 by live answers alone, 2 call" in called.explanation
+    live = feedback.decide(spec, windows(0, 2, 0, 0, 2), "2026-05-31", "2026-06-05", [])
+    assert live.reason is ReasonCode.LIVE_DECAY
+    assert live.explanation.endswith("on 2026-06-05: live y")
+    both = feedback.decide(spec, windows(0, 3, 0, 0, 3), "2026-05-31", "2026-06-05", [])
+    assert both.reason is ReasonCode.DRIFT, "the batches alone would have called"
+    assert not feedback.decide(spec, windows(0, 0, 3, 0, 0), "2026-05-31", "2026-06-05", []).retrain, "one window"
 
 
 def test_only_the_newest_windows_count(spec):
@@ -191,8 +221,11 @@ def test_the_first_model_waits_for_data_and_for_the_cooldown(spec):
     assert feedback.decide_first(spec, needed, "2026-06-08", ["2026-06-05"]).retrain
 
 
-@given(st.lists(st.integers(0, 1), max_size=20), st.integers(1, 5), st.integers(1, 5))
+@given(st.lists(st.integers(0, 3), max_size=20), st.integers(1, 5), st.integers(1, 5))
 def test_the_rule_counts_the_newest_windows(broken, least, span):
     spec = with_feedback(SPEC, rule_violations=min(least, span), rule_windows=span, cadence_days=400)
     decision = feedback.decide(spec, windows(*broken), "2026-05-31", "2026-06-25", [])
-    assert decision.retrain == (sum(broken[-span:]) >= min(least, span))
+    assert decision.retrain == (sum(map(bool, broken[-span:])) >= min(least, span))
+    if decision.retrain:
+        by_batch = sum(b % 2 for b in broken[-span:]) >= min(least, span)
+        assert decision.reason is (ReasonCode.DRIFT if by_batch else ReasonCode.LIVE_DECAY)

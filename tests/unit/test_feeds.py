@@ -15,6 +15,7 @@ from tests.memory_store import MemoryStore
 from aifactory import gates
 from aifactory.capacity import feeds
 from aifactory.capacity.feeds import Delivery, Series, accept, ahead, current, fetch
+from aifactory.capacity.forecast import forecast
 from aifactory.capacity.inventory import Feed
 from aifactory.errors import GateRefused, InfrastructureFault, LandingDefect
 from aifactory.reasons import ReasonCode
@@ -104,7 +105,18 @@ def test_a_format_of_dates_that_is_none():
         taken(body(*hours(24)), FEED.model_copy(update={"time_formats": ["%Q"]}))
 
 
-def test_beyond_what_is_told_the_last_week_is_repeated():
+@pytest.mark.parametrize(("now", "num_known"), [(19, 5), (24, 0), (29, 0)])
+def test_beyond_what_is_told_is_a_forecast(now: int, num_known: int):
+    values = np.random.default_rng(0).normal(0.1, 0.05, 60 * 24)
+    origin = FIRST + timedelta(days=59, hours=now)
+    seen = ahead(Series(FIRST, values), FEED, origin, 30)
+    beyond = forecast(values, now - 24 + 30)
+    assert beyond is not None
+    assert seen.num_known == num_known
+    assert list(seen.values) == [*values[len(values) - num_known :], *beyond[-(30 - num_known) :]]
+
+
+def test_with_a_short_past_the_last_week_is_repeated():
     daily = np.tile(np.arange(24.0), 10)
     series = Series(FIRST, daily)
     seen = ahead(series, FEED, FIRST + timedelta(days=9, hours=20), 30)
@@ -149,6 +161,43 @@ def test_the_last_good_delivery_serves_while_the_source_is_away(tmp_path: Path):
     assert again is not None
     assert again.first == first.first
     assert list(again.values) == list(first.values)
+
+
+def test_what_was_told_before_is_kept_and_the_newer_word_counts(tmp_path: Path):
+    f: Any = Stores()
+    later = FIRST + timedelta(hours=18)
+    for now, rows in (
+        (FIRST + timedelta(hours=20), hours(24)),
+        (FIRST + timedelta(hours=30), [(hour, 7) for hour, _ in hours(24, later)]),
+        (FIRST + timedelta(days=4), [(hour, 9) for hour, _ in hours(2, FIRST + timedelta(days=4))]),
+    ):
+        (tmp_path / "prices.csv").write_bytes(body(*rows))
+        series = current(f, "nl", FEED, tmp_path, now)
+    assert series is not None
+    assert (series.first, series.end) == (FIRST, FIRST + timedelta(days=4, hours=2))
+    assert list(series.values[:18] * 1000) == pytest.approx([50 + n for n in range(18)])
+    assert list(series.values[18:42] * 1000) == pytest.approx([7] * 24)
+    assert np.isnan(series.values[42:96]).all()
+    assert current(f, "nl", FEED.model_copy(update={"high": 6000}), tmp_path, now) is not None, "it is asked anew"
+    other = FEED.model_copy(update={"source": "others.csv"})
+    (tmp_path / "others.csv").write_bytes(body(*hours(2, FIRST + timedelta(days=5))))
+    series = current(f, "nl", other, tmp_path, FIRST + timedelta(days=5, hours=12))
+    assert series is not None
+    assert series.first == FIRST + timedelta(days=5), "another market's past says nothing"
+
+
+def test_an_hour_far_ahead_told_once_by_mistake_does_not_stay(tmp_path: Path):
+    f: Any = Stores()
+    far = FIRST + timedelta(days=20)
+    for now, rows in (
+        (FIRST + timedelta(hours=20), [*hours(24), *hours(1, far)]),
+        (FIRST + timedelta(days=1), hours(30)),
+    ):
+        (tmp_path / "prices.csv").write_bytes(body(*rows))
+        series = current(f, "nl", FEED, tmp_path, now)
+    assert series is not None
+    assert series.end == FIRST + timedelta(hours=30)
+    assert current(f, "nl", FEED, tmp_path, series.end + timedelta(hours=FEED.stale_hours + 1)) is None
 
 
 def test_a_source_is_not_asked_at_every_turn(tmp_path: Path):

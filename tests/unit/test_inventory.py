@@ -79,6 +79,17 @@ def test_a_whole_file(tmp_path: Path):
         ("clusters.near.offers", {}, ("offers",)),
         ("clusters.near.energy", "grid", ("clusters.near.energy", "grid")),
         ("clusters.near.carbon", "nowhere", ("clusters.near.carbon", "nowhere")),
+        ("clusters.cloud.connection", "kubernetes_near", ("region", "kubernetes_near", "one region")),
+        (
+            "clusters.near.offers.second",
+            {"gpu_class": "NVIDIA-H200", "units": 1, "unit_power_w": 700},
+            ("second", "near.own"),
+        ),
+        (
+            "clusters.near.offers.second",
+            {"gpu_class": "NVIDIA-H200", "units": 1, "unit_power_w": 700, "node_labels": {"tariff": "spot"}},
+            ("second", "near.own", "give both"),
+        ),
         ("clusters.near.colour", "red", ("colour",)),
         ("feeds.nl.default", 1e6, ("default", "high")),
         ("feeds.nl.low", 9000, ("low", "high")),
@@ -98,5 +109,5 @@ def test_a_wrong_field_is_named_with_its_value(tmp_path: Path, field: str, value
 
 
 def test_no_file(tmp_path: Path):
-    with pytest.raises(SpecError, match="cannot be read"):
+    with pytest.raises(SpecError, match="AIF_CAPACITY_FILE"):
         load_inventory(tmp_path / "nothing.yaml")

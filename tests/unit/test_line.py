@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,15 @@ def test_every_line_of_the_house_is_valid():
     assert "flight_delay" in [spec.line for spec in load_lines(LINES)]
 
 
+def test_a_line_that_was_edited_is_read_again(edited):
+    folder = edited(lambda c: c.update(title="before"))
+    assert [spec.title for spec in load_lines(folder.parent)] == ["before"]
+    again = folder / "line.yaml"
+    again.write_text(again.read_text().replace("before", "after"))
+    os.utime(again, ns=(1, 1))
+    assert [spec.title for spec in load_lines(folder.parent)] == ["after"]
+
+
 def test_spec_is_frozen_and_its_digest_is_stable():
     spec = load_line(LINES / "flight_delay")
     with pytest.raises(Exception, match="frozen"):
@@ -55,12 +65,36 @@ def test_digest_changes_with_the_content(edited):
         (lambda c: c["model"].update(target="carrier"), ["target 'carrier'", "feature"]),
         (lambda c: c["source"].update(units="planes"), ["units", "'planes'", "tables"]),
         (lambda c: c["source"].update(pattern="x/{day}"), ["pattern", "{table}"]),
+        (lambda c: c.update(edge={"max_size_ratio": 2}), ["edge.max_size_ratio", "got 2"]),
+        (lambda c: c.update(edge={"max_size": 0.5}), ["edge.max_size", "Extra inputs"]),
         (lambda c: c["dataset"].update(min_holdout_days=99), ["min_holdout_days 99", "holdout_days"]),
         (lambda c: c["feedback"].update(rule_violations=9), ["rule_violations 9", "rule_windows"]),
         (lambda c: c["evaluation"].update(slices={"tailnum": 0.1}), ["evaluation.slices", "model.categorical"]),
         (lambda c: c["feedback"].update(cadence_days=9999), ["feedback.cadence_days 9999", "dataset.history_days"]),
+        (
+            lambda c: c["feedback"].update(label_delay_hours=24),
+            ["deployment.rollback_window_hours 72", "window_days 3, label_delay_hours 24: 72 hours"],
+        ),
+        (lambda c: c.update(line="plant"), ["'plant'", "every line"]),
+        (
+            lambda c: c["compute"].update(timeout_minutes=90, flexible_hours=99),
+            ["compute.flexible_hours 99", "schedule.deadline_minutes"],
+        ),
         (lambda c: c.pop("owner"), ["owner", "required"]),
         (lambda c: c["deployment"].update(canary=[{"percent": 50, "bake_minutes": 1}] * 2), ["canary", "rise"]),
+        (
+            lambda c: c["deployment"].update(canary=[{"percent": 100, "bake_minutes": 1}]),
+            ["deployment.canary.0.percent", "99"],
+        ),
+        (
+            lambda c: c["deployment"].update(tier="medium", shadow_minutes=0, canary=[]),
+            ["tier", "'medium'", "shadow_minutes", "canary"],
+        ),
+        (
+            lambda c: c["deployment"].update(tier="high", no_traffic="promote_after_offline_checks"),
+            ["tier", "'high'", "no_traffic"],
+        ),
+        (lambda c: c["deployment"].update(max_latency_ratio=1), ["deployment.max_latency_ratio", "greater than 1"]),
     ],
 )
 def test_a_wrong_field_is_named_with_its_file(edited, change, words):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import io
+import json
 import os
 import socket
 import stat
@@ -12,10 +13,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
+from aifactory.serving.gateway import Limits
 from aifactory.settings import Settings, load_settings
-from plant import airflow, containers, display, ports, postgres, processes, secrets, world
+from plant import airflow, clients, containers, display, ports, postgres, processes, secrets, serving, world
 from plant.errors import PlantError, PortTaken
 from plant.operate import PartStatus
 from plant.supervision import Program, Supervisor
@@ -50,7 +53,7 @@ def test_a_part_on_another_host_is_reached_there(settings: Settings) -> None:
 def test_a_container_gets_its_share_of_the_secrets_and_no_more(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares = ("KEYS", "FACTORY", "WORLD", "S3", "MLFLOW", "POSTGRES", "S3_DATA", "POSTGRES_DATA")
+    shares = ("KEYS", "FACTORY", "WORLD", "SERVING", "S3", "MLFLOW", "POSTGRES", "S3_DATA", "POSTGRES_DATA")
     for name in shares:
         monkeypatch.setattr(containers, name, tmp_path / name)
         (tmp_path / name).mkdir()
@@ -61,17 +64,106 @@ def test_a_container_gets_its_share_of_the_secrets_and_no_more(
     values = secrets.ensure_secrets(settings)
     monkeypatch.setattr(containers, "SECRETS", settings.secrets_file)
     containers.prepare(settings)
-    everything, factorys, worlds = (
-        secrets.read_secrets(tmp_path / name / "secrets" / "plant.env") for name in ("KEYS", "FACTORY", "WORLD")
+    everything, factorys, worlds, servings = (
+        secrets.read_secrets(tmp_path / name / "secrets" / "plant.env")
+        for name in ("KEYS", "FACTORY", "WORLD", "SERVING")
     )
     assert dict(everything) == dict(values)
     assert set(worlds) == {"AIF_WORLD_ACCESS_KEY", "AIF_WORLD_SECRET_KEY"}
-    assert not [k for k in factorys if k.startswith(("PLANT_S3", "PLANT_POSTGRES", "PLANT_DB_MLFLOW", "AIF_WORLD"))]
+    others = ("PLANT_S3", "PLANT_POSTGRES", "PLANT_DB_MLFLOW", "PLANT_SERVING", "AIF_WORLD")
+    assert not [k for k in factorys if k.startswith(others)]
+    assert dict(servings) == {
+        "AIF_S3_ACCESS_KEY": values["PLANT_SERVING_ACCESS_KEY"],
+        "AIF_S3_SECRET_KEY": values["PLANT_SERVING_SECRET_KEY"],
+        "AIF_VERIFYING_KEY": values["AIF_VERIFYING_KEY"],
+    }
     assert (tmp_path / "POSTGRES" / "password").read_text() == values["PLANT_POSTGRES_PASSWORD"]
     assert given[tmp_path / "POSTGRES" / "password"] == 70
     assert given[tmp_path / "FACTORY" / "airflow" / "airflow.cfg"] == 10001
     private = [p for name in shares for p in (tmp_path / name).rglob("*") if p.is_file() and not p.is_symlink()]
     assert {stat.S_IMODE(p.stat().st_mode) for p in private} == {0o600}
+
+
+def test_the_clients_keys_go_to_the_gateway_and_to_the_demo_alone(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = ("KEYS", "FACTORY", "WORLD", "SERVING", "S3", "MLFLOW", "POSTGRES", "S3_DATA", "POSTGRES_DATA")
+    for name in shares:
+        monkeypatch.setattr(containers, name, tmp_path / name)
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(os, "chown", lambda *_, **__: None)
+    secrets.ensure_secrets(settings)
+    monkeypatch.setattr(containers, "SECRETS", settings.secrets_file)
+    path = tmp_path / "clients"
+    path.write_text("planner=0123456789abcdef\n")
+    containers.prepare(settings.model_copy(update={"serving_keys_file": path}))
+    with_keys = [p for name in shares for p in (tmp_path / name).rglob("*") if p.name == "serving.keys"]
+    assert {p.parents[1].name for p in with_keys} == {"KEYS", "SERVING"}
+    assert {(p.read_text(), stat.S_IMODE(p.stat().st_mode)) for p in with_keys} == {(path.read_text(), 0o600)}
+    known = secrets.read_secrets(tmp_path / "FACTORY" / "secrets" / "plant.env")
+    assert known["AIF_SERVING_KEYS_FILE"] == "", "each part is told of its own copy by its environment"
+    path.write_text("planner=short\n")
+    with pytest.raises(PlantError, match="line 1"):
+        containers.prepare(settings.model_copy(update={"serving_keys_file": path}))
+    containers.prepare(settings)
+    assert not [p for p in with_keys if p.exists()], "keys that are taken back are not kept"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "has no key"),
+        ("# nobody\n\n", "has no key"),
+        ("planner\n", "line 1 .* is no name=key"),
+        ("=0123456789abcdef\n", "line 1 .* is no name=key"),
+        ("planner=0123456789abcde\n", "line 1 .* is no name=key"),
+        ("planner=0123456789 abcdef\n", "line 1 .* is no name=key"),
+        ("a=0123456789abcdef\nb=0123456789abcdef\n", "line 2 .* an earlier line has"),
+        ("a=0123456789abcdef\na=0123456789abcdeg\n", "line 2 .* an earlier line has"),
+    ],
+)
+def test_a_file_of_keys_that_makes_no_sense_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(PlantError, match=says) as caught:
+        clients.parse_keys(text, tmp_path)
+    assert "0123456789" not in str(caught.value)
+
+
+def test_keys_that_others_may_read_are_refused(settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    asked = settings.model_copy(update={"serving_keys_file": path})
+    with pytest.raises(PlantError, match=r"cannot be read: No such file"):
+        serving.gateway_of(asked)
+    path.write_text("planner=0123456789abcdef\n")
+    path.chmod(0o640)
+    with pytest.raises(PlantError, match=r"mode 0640\); chmod 600"):
+        serving.gateway_of(asked)
+    path.chmod(0o600)
+    assert serving.gateway_of(asked).keys == {"planner": "0123456789abcdef"}
+    path.write_bytes(b"\xff")
+    with pytest.raises(PlantError, match="no UTF-8"):
+        serving.gateway_of(asked)
+
+
+def test_the_gateways_limits_are_settings(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = serving.gateway_of(settings)
+    assert (usual.limits, usual.keys) == (Limits(max_request_bytes=4_000_000), {})
+    keys = tmp_path / "keys"
+    keys.write_text("planner=0123456789abcdef\n")
+    keys.chmod(0o600)
+    for name, value in {"KEYS_FILE": str(keys), "REQUESTS_PER_S": "7", "MAX_REQUEST_MB": "0.5"}.items():
+        monkeypatch.setenv(f"AIF_SERVING_{name}", value)
+    asked = load_settings(settings.home).model_copy(update={"serving_runtime": "own"})
+    limits = serving.gateway_of(asked).limits
+    assert (limits.requests_per_s, limits.burst, limits.max_request_bytes) == (7, 14, 500_000)
+    control = next(p for p in serving.prepare(asked) if p.name == serving.CONTROL)
+    names = ("AIF_SERVING_KEYS_FILE", "AIF_SERVING_REQUESTS_PER_S", "AIF_SERVING_MAX_REQUEST_MB")
+    assert [control.environment[name] for name in names] == [str(keys), "7", "0.5"]
+    assert secrets.ensure_secrets(asked)["AIF_SERVING_KEYS_FILE"] == str(keys), "a start without them finds them again"
+    for name, value in {"REQUESTS_PER_S": "0", "MAX_REQUEST_MB": "9"}.items():
+        monkeypatch.setenv(f"AIF_SERVING_{name}", value)
+        with pytest.raises(ValidationError, match=name.lower()):
+            load_settings(settings.home)
+        monkeypatch.delenv(f"AIF_SERVING_{name}")
 
 
 def test_secrets_do_not_show_their_values(settings: Settings) -> None:
@@ -119,7 +211,7 @@ def test_taken_port_is_named_with_setting_and_holder() -> None:
 def test_internal_ports_fit_their_block(settings: Settings) -> None:
     found = ports.internal_ports(settings, "")
     assert len(found) == len(ports._INTERNAL)
-    assert all(settings.internal_port <= port < settings.internal_port + 16 for port in found)
+    assert all(settings.internal_port <= port < settings.internal_port + 32 for port in found)
 
 
 def test_airflow_configuration_carries_every_character(settings: Settings) -> None:
@@ -130,6 +222,29 @@ def test_airflow_configuration_carries_every_character(settings: Settings) -> No
     assert parser["logging"]["base_log_folder"] == "/tmp/100%/home/airflow/logs"
     assert parser["core"]["load_examples"] == "False"
     assert parser["usage_data_collection"]["enabled"] == "False"
+
+
+def test_the_pools_have_a_keeper_of_a_small_role(settings: Settings) -> None:
+    values = secrets.ensure_secrets(settings)
+    airflow.write_configuration(settings, values)
+    folder = airflow.home(settings)
+    parser = configparser.ConfigParser()
+    parser.read(folder / "airflow.cfg")
+    assert parser["core"]["simple_auth_manager_users"] == "admin:admin,viewer:viewer,capacity:op"
+    passwords = json.loads((folder / "passwords.json").read_text())
+    told = load_settings(settings.home).capacity_password
+    assert passwords["capacity"] == told.get_secret_value() == values["AIF_CAPACITY_PASSWORD"]
+    assert passwords["capacity"] not in (folder / "airflow.cfg").read_text() + repr(settings) + repr(told)
+
+
+@pytest.mark.parametrize(("given", "passed_on"), [("here.yaml", f"{Path.cwd()}/here.yaml"), ("", ""), (None, None)])
+def test_tasks_find_the_inventory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, passed_on: str | None
+) -> None:
+    monkeypatch.delenv("AIF_CAPACITY_FILE", raising=False)
+    if given is not None:
+        monkeypatch.setenv("AIF_CAPACITY_FILE", given)
+    assert airflow.environment(load_settings(tmp_path)).get("AIF_CAPACITY_FILE") == passed_on
 
 
 def test_supervisor_configuration_is_what_supervisord_reads(settings: Settings) -> None:
@@ -182,7 +297,7 @@ def test_the_world_gets_no_secret_of_the_factory(settings: Settings) -> None:
     for program in world.prepare(settings, values):
         text = " ".join([*program.command, *program.environment.values()])
         hidden = [k for k in values if k.startswith(("PLANT_", "AIF_S3_ACCESS", "AIF_S3_SECRET", "AIF_LEDGER"))]
-        assert len(hidden) == 16
+        assert len(hidden) == 18
         assert not [name for name in hidden if values[name] in text]
         assert load_settings(Path(program.environment["AIF_HOME"])).s3_access_key == ""
 

@@ -250,14 +250,16 @@ def test_a_warm_start_knows_new_categories_and_ignores_what_does_not_fit() -> No
 def test_a_loss_that_is_not_finite_stops_before_the_step() -> None:
     import torch
 
-    from aifactory.recipes.tabular_mlp import Batches, Network, TabularMlpParameters, train_loop
+    from aifactory.recipes.batches import Batches
+    from aifactory.recipes.loop import train_loop
+    from aifactory.recipes.tabular_mlp import Network, TabularMlpParameters, log_loss
 
     params = TabularMlpParameters(epochs=1, batch_rows=4, hidden=(4,))
     network = Network([], 2, params)
     before = {k: v.clone() for k, v in network.state_dict().items()}
     data = Batches(torch.zeros(8, 0, dtype=torch.int64), torch.full((8, 2), float("inf")), torch.ones(8))
     with pytest.raises(TrainingDefect) as caught:
-        train_loop(network, data, params, 1, lambda *_: None)
+        train_loop(network, log_loss, data, params, 1, lambda *_: None)
     assert caught.value.reason is ReasonCode.LOSS_NOT_FINITE
     assert "step 0" in caught.value.message
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
@@ -305,7 +307,7 @@ def test_mixed_precision_on_a_gpu() -> None:
 def test_the_optimizer_is_torchs_own() -> None:
     import torch
 
-    from aifactory.recipes.tabular_mlp import EagerAdamW
+    from aifactory.recipes.loop import EagerAdamW
 
     def trained(kind: type[torch.optim.AdamW]) -> tuple[torch.Tensor, dict[str, Any]]:
         torch.manual_seed(1)

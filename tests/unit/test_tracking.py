@@ -77,3 +77,23 @@ def test_what_was_not_taken_is_told_at_the_end(server: Server, tracker: Tracker)
     server.lets_go.set()
     with pytest.raises(InfrastructureFault, match="full"):
         tracker.flush()
+
+
+def test_a_note_from_beside_is_sent_with_the_rest(server: Server, tracker: Tracker):
+    server.lets_go.set()
+    tracker.note(1, {"power": 1.0})
+    tracker.progress(2, {"loss": 1.0})
+    tracker.note(3, {"power": 1.0})
+    tracker.flush()
+    assert sorted(server.steps) == [1, 2, 3]
+
+
+def test_a_note_leaves_what_was_not_taken_to_the_training(server: Server, tracker: Tracker):
+    server.refuses = True
+    server.lets_go.set()
+    tracker.note(1, {"power": 1.0})
+    assert tracker._sending is not None
+    assert tracker._sending.exception(30) is not None
+    tracker.note(2, {"power": 1.0})
+    with pytest.raises(InfrastructureFault, match="full"):
+        tracker.progress(3, {"loss": 1.0})

@@ -7,7 +7,9 @@ serves while the source is away; a feed whose newest hour is too old is not used
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aifactory import gates
+from aifactory.capacity.forecast import forecast
 from aifactory.errors import FactoryError, GateRefused, InfrastructureFault, LandingDefect, NotFound
 from aifactory.expectations import DAY_COLUMN, ROW_COLUMN, between, never, not_null, suite, unique
 from aifactory.reasons import ReasonCode
@@ -40,7 +43,9 @@ MAX_BYTES = 64 * 2**20
 FRESH = timedelta(minutes=15)
 """A delivery is not fetched again for so long."""
 _TIMEOUT_S = 20
+_DOWNLOAD_S = 60.0
 _HOUR = timedelta(hours=1)
+_KEPT_PAST = timedelta(days=2 * 366)
 _EARLIEST = "2000-01-01"
 _FUTURE = timedelta(days=31)
 _DAYS_OF_FORECAST = 7
@@ -80,7 +85,7 @@ class Ahead:
 
     Args:
         values: [H], every one finite.
-        num_known: how many of them the feed told; the others are forecast from the same hour of the last days.
+        num_known: how many of them the feed told; the others are forecast from its past.
         from_default: whether the feed was stale or away, and every value is the declared default.
     """
 
@@ -101,6 +106,8 @@ def current(f: Factory, name: str, feed: Feed, base: Path, now: datetime) -> Ser
     """
     key = f"feeds/{name}.parquet"
     kept = _kept(f, key)
+    if kept is not None and kept.told_by != _told_by(feed):
+        kept = None  # what another source told, or the same was read otherwise
     if kept is not None and now - kept.fetched < FRESH:
         return None if _stale(name, feed, kept.series, now) else kept.series
     series = kept.series if kept else None
@@ -112,17 +119,18 @@ def current(f: Factory, name: str, feed: Feed, base: Path, now: datetime) -> Ser
     else:
         left_out = ", ".join(f"{count} {reason.value}" for reason, count in delivery.left_out.items()) or "none"
         log.info("feed %s: %d rows, left out %s, until %s", name, delivery.num_rows, left_out, delivery.series.end)
-        series = delivery.series
-        f.store.put_table(key, _table_of(_Kept(series, now)))
+        series = _joined(kept.series, delivery.series) if kept else delivery.series
+        f.store.put_table(key, _table_of(_Kept(series, now, _told_by(feed))))
     return None if series is None or _stale(name, feed, series, now) else series
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """The last good delivery, and when it was fetched."""
+    """What good deliveries of a source told, the newer one counts; and when the last of them was fetched."""
 
     series: Series
     fetched: datetime
+    told_by: str
 
 
 def _kept(f: Factory, key: str) -> _Kept | None:
@@ -130,14 +138,43 @@ def _kept(f: Factory, key: str) -> _Kept | None:
         table = f.store.get_table(key)
     except NotFound:
         return None
+    if "told_by" not in table.column_names:
+        return None
     first, fetched = (datetime.fromisoformat(table[name][0].as_py()) for name in ("first", "fetched"))
-    return _Kept(Series(first, np.array(table["value"].to_numpy(), dtype=np.float64)), fetched)
+    return _Kept(
+        Series(first, np.array(table["value"].to_numpy(), dtype=np.float64)), fetched, str(table["told_by"][0].as_py())
+    )
 
 
 def _table_of(kept: _Kept) -> pa.Table:
-    about = {"first": kept.series.first.isoformat(), "fetched": kept.fetched.isoformat()}
+    about = {
+        "first": kept.series.first.isoformat(),
+        "fetched": kept.fetched.isoformat(),
+        "told_by": kept.told_by,
+    }
     values = kept.series.values
     return pa.table({"value": values, **{name: pa.repeat(told, len(values)) for name, told in about.items()}})
+
+
+def _told_by(feed: Feed) -> str:
+    """Names the source, and how it is read."""
+    read = feed.model_dump_json(exclude={"max_bad_share", "stale_hours", "default"})
+    return hashlib.sha256(read.encode()).hexdigest()[:16]
+
+
+def _joined(old: Series, new: Series) -> Series:
+    """The newer series with the hours before it, as far as the past is kept: a source may send a few days at a time.
+
+    It ends where the newer one does: an hour far ahead, told once by mistake, is not there for ever.
+    """
+    first = max(min(old.first, new.first), min(new.first, new.end - _KEPT_PAST))
+    values = np.full((new.end - first) // _HOUR, np.nan)
+    for each in (old, new):
+        begin = (each.first - first) // _HOUR
+        told = each.values[max(-begin, 0) :][: max(0, len(values) - max(begin, 0))]
+        place = values[max(begin, 0) : max(begin, 0) + len(told)]
+        place[np.isfinite(told)] = told[np.isfinite(told)]
+    return Series(first, values)
 
 
 def _stale(name: str, feed: Feed, series: Series, now: datetime) -> bool:
@@ -174,7 +211,7 @@ def fetch(feed: Feed, base: Path) -> bytes:
 def _download(url: str) -> bytes:
     import httpx
 
-    body = b""
+    body, ends_at = b"", time.monotonic() + _DOWNLOAD_S
     try:
         with httpx.stream("GET", url, timeout=_TIMEOUT_S, follow_redirects=True) as answer:
             answer.raise_for_status()
@@ -182,6 +219,8 @@ def _download(url: str) -> bytes:
                 body += part
                 if len(body) > MAX_BYTES:
                     break
+                if time.monotonic() > ends_at:
+                    raise httpx.ReadTimeout(f"it was not there after {_DOWNLOAD_S:g} s")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise InfrastructureFault(
             ReasonCode.STORE_UNREACHABLE, f"the feed at {url} did not answer with it: {error}"
@@ -264,7 +303,10 @@ def _hourly(rows: pa.Table, factor: float) -> Series:
 
 
 def ahead(series: Series | None, feed: Feed, now: datetime, num_hours: int) -> Ahead:
-    """What hours will cost: as told, beyond that as the same hour of the last days did, or as declared.
+    """What hours will cost: as told, beyond that as forecast, or as declared.
+
+    The forecast is that of `forecast`. Where the past is too short for it, and where an hour is missing before the last
+    that is told, the mean of the same hour of the last days stands in.
 
     Args:
         series: see `current`; None: the default.
@@ -282,9 +324,13 @@ def ahead(series: Series | None, feed: Feed, now: datetime, num_hours: int) -> A
     if low < high:
         hours[low - begin : high - begin] = series.values[low:high]
     known = np.isfinite(hours)
-    last = max(span, int(known.nonzero()[0].max(initial=0)) + 1)
-    usual = _mean_by_hour(hours[last - span : last], default)
-    hours = np.where(known, hours, usual[(np.arange(len(hours)) - last) % 24])
+    last = int(known.nonzero()[0].max(initial=-1)) + 1  # the first of those that are not told
+    beyond = forecast(series.values[: begin + last], len(hours) - last) if 0 < last < len(hours) else None
+    to = max(span, last)
+    usual = _mean_by_hour(hours[to - span : to], default)
+    if beyond is not None:
+        hours[last:] = beyond
+    hours = np.where(np.isfinite(hours), hours, usual[(np.arange(len(hours)) - to) % 24])
     return Ahead(hours[span:], int(known[span:].sum()), from_default=False)
 
 

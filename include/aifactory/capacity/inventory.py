@@ -1,6 +1,6 @@
 """The plant's stock of compute: clusters, what machines they have under which tariff, and what those cost.
 
-One typed file. Money is in one currency, that of the price feeds. A *unit* is a GPU, or,
+One typed file, see `Settings.capacity_file`. Money is in one currency, that of the price feeds. A *unit* is a GPU, or,
 where an offer names no class of GPU, room for one pod without one.
 """
 
@@ -20,7 +20,11 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,61}$")]
 class Feed(Spec):
     """Hourly values of the outside world: energy prices, or the carbon of energy."""
 
-    source: str = Field(min_length=1, description="Path of a CSV file, relative to the inventory, or its http(s) URL.")
+    source: str = Field(
+        min_length=1,
+        description="Path of a CSV file, relative to the inventory, or its http(s) URL. The hours ahead are "
+        "forecast from what it has told so far: a year is best; with less than six weeks the means of the last serve.",
+    )
     quantity: Literal["price_per_mwh", "price_per_kwh", "grams_per_kwh"] = Field(description="What a value is.")
     time_column: str = Field(description="Column of the hour's beginning, UTC.")
     value_column: str = Field(description="Column of the value.")
@@ -53,6 +57,10 @@ class Offer(Spec):
     """Machines of one class under one tariff."""
 
     gpu_class: Label | None = Field(None, description="Value of the node label of the class; none: no GPU.")
+    node_labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Labels of its nodes, which pods placed there must have; the class's label goes without saying.",
+    )
     units: int = Field(ge=0, le=100_000, description="GPUs; without a class, pods at a time.")
     tariff: Literal["reserved", "on_demand", "spot"] = Field(
         "reserved", description="reserved: paid for whether used or not; spot: may be taken away."
@@ -65,7 +73,7 @@ class Offer(Spec):
         ge=20, le=5000, description="Power of a unit at work with its share of the machine, W. Not kW."
     )
     energy_included: bool = Field(False, description="Whether unit_hour pays for energy too.")
-    speed: float = Field(1, gt=0, le=100, description="Speed against the class that expected_hours of lines are of.")
+    speed: float = Field(1, gt=0, le=100, description="Speed against the class that expected_minutes of lines are of.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Offer:
@@ -104,6 +112,12 @@ class Inventory(Spec):
     cool_off_minutes: float = Field(
         10, gt=0, description="A cluster that failed, or had no room, is passed over for so long, minutes."
     )
+    follow_minutes: float = Field(
+        3, ge=0, le=8, description="Work in a cluster that stopped to answer is moved after so long, minutes."
+    )
+    stock_stale_hours: float = Field(
+        24, gt=0, description="What a cluster was seen to have counts for so long; then what is declared does, hours."
+    )
     feeds: dict[Name, Feed] = Field(default_factory=dict)
     clusters: dict[Name, Cluster] = Field(min_length=1)
     reservations: list[Reservation] = Field(default_factory=list)
@@ -118,6 +132,7 @@ class Inventory(Spec):
                 feed = getattr(cluster, field)
                 if feed is not None and not (feed in self.feeds and self.feeds[feed].quantity.startswith(wanted)):
                     raise ValueError(f"clusters.{name}.{field} is {feed!r}, which is no feed of {wanted} under feeds")
+        self._distinct()
         held: dict[tuple[str, str], int] = {}
         for each in self.reservations:
             place = each.cluster, each.offer
@@ -126,9 +141,30 @@ class Inventory(Spec):
             held[place] = held.get(place, 0) + each.units
         for (cluster_name, offer), units in held.items():
             there = self.clusters[cluster_name].offers[offer].units
-            if units > there:
+            if 0 < there < units:  # 0: it is drained
                 raise ValueError(f"reservations: {units} units of {cluster_name}.{offer} are promised, it has {there}")
         return self
+
+    def _distinct(self) -> None:
+        """One connection is in one region; pods of two offers behind it must not land on each other's nodes."""
+        regions: dict[str, str] = {}
+        seen: dict[tuple[str, str | None], list[tuple[str, dict[str, str]]]] = {}
+        for name, cluster in self.clusters.items():
+            if regions.setdefault(cluster.connection, cluster.region) != cluster.region:
+                raise ValueError(
+                    f"clusters.{name}.region is {cluster.region!r}, but its connection {cluster.connection!r} is in "
+                    f"{regions[cluster.connection]!r}: one cluster is in one region"
+                )
+            for key, offer in cluster.offers.items():
+                others = seen.setdefault((cluster.connection, offer.gpu_class), [])
+                for other, labels in others:
+                    if not any(offer.node_labels.get(label, value) != value for label, value in labels.items()):
+                        raise ValueError(
+                            f"clusters.{name}.offers.{key} and {other} have the same connection and gpu_class, and no "
+                            f"label of node_labels with two values, so pods of one could land on machines of the "
+                            f"other; give both a label"
+                        )
+                others.append((f"{name}.{key}", offer.node_labels))
 
 
 def load_inventory(path: Path) -> Inventory:
@@ -137,4 +173,4 @@ def load_inventory(path: Path) -> Inventory:
     Raises:
         SpecError: names the file, and each wrong field with its value.
     """
-    return read_spec(path, Inventory, "name the inventory's file")
+    return read_spec(path, Inventory, "see AIF_CAPACITY_FILE")

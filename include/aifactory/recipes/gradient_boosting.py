@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from aifactory.errors import TrainingDefect
 from aifactory.reasons import ReasonCode
 from aifactory.recipes.base import Checkpoints, Parameters, Progress, TrainingFrame, codes, matrix
+from aifactory.recipes.clock import Part, StepClock
 from aifactory.recipes.graph import Graph
 
 _SMOOTHING_ROWS = 20.0
@@ -88,6 +89,7 @@ class GradientBoosting:
         warm_start: bytes | None = None,
         progress: Progress = lambda step, steps, metrics: None,
         checkpoints: Checkpoints | None = None,
+        clock: StepClock | None = None,
     ) -> FittedTrees:
         """Number the categories, then grow the trees; the training loss is reported meanwhile."""
         labels = frame.labels
@@ -99,10 +101,14 @@ class GradientBoosting:
         vocabularies = {c: _vocabulary(frame, c, labels, params.min_category_rows) for c in frame.categorical}
         features = _features(frame.table, vocabularies, frame.numeric)
         model = _new_model(params, seed)
+        clock = clock or StepClock()
+        clock.step(0)
+        clock.enter(Part.COMPUTE)
         # scikit-learn's OpenMP would take every core; on two cores the scheduler and the stores want one of them, and
         # two threads that wait for each other in a spin are ten times slower there than one
         with threadpool_limits(limits=1 if threads <= 2 else threads), _watched(model, params.num_trees, progress):
             model.fit(features, labels)
+        clock.step(params.num_trees)
         if not np.isfinite(model.train_score_).all():
             raise TrainingDefect(
                 ReasonCode.LOSS_NOT_FINITE,

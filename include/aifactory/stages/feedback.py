@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from aifactory import feedback as rules
@@ -18,6 +19,7 @@ from aifactory.packaging import read_manifest
 from aifactory.reasons import ReasonCode
 from aifactory.registry import Champion
 from aifactory.reports import new_figure, write_report
+from aifactory.serving import live, traffic
 from aifactory.store import Conflict
 
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ def window_key(line: str, day: str) -> str:
 
 
 def judged_windows(f: Factory, spec: LineSpec) -> DayIndex:
-    """The windows in short, by day: `content`, `model_version`, `num_days`, `metrics`, `violations`, `report`."""
+    """The windows in short, by day: `content`, `model_version`, `num_days`, `metrics`, `violations`, `report`.
+
+    And `live`, where answers to callers were enough to be judged: `model_version`, `slot` and `violations` of each.
+    """
     return DayIndex(f.store, f"feedback/{spec.line}/index.json")
 
 
@@ -54,11 +59,11 @@ def judge(f: Factory, spec: LineSpec, day: str | None, run: str) -> dict[str, An
         days judged now; of the newest window: day, docs, its violations and metrics.
     """
     scored = {d: entry for d, entry in scoring.scored_days(f, spec).read().items() if not entry["refused"]}
-    known = judged_windows(f, spec).read()
+    served, known = live.live_days(f.store, spec.line).read(), judged_windows(f, spec).read()
     judged = []
     for each in sorted(scored):
         days = rules.window_days(spec, each, scored)
-        content = _content([scored[d] for d in days])
+        content = _content([scored[d] for d in days], {d: served[d] for d in days if d in served})
         if rules.outcomes_due(spec, each, max(scored)) and known.get(each, {}).get("content") != content:
             known[each] = _judge_window(f, spec, days, scored[each], content, known, run)
             judged_windows(f, spec).merge({each: known[each]})
@@ -72,9 +77,10 @@ def judge(f: Factory, spec: LineSpec, day: str | None, run: str) -> dict[str, An
     return {"days": judged, "day": newest, "docs": said["report"], "violations": said["violations"], **said["metrics"]}
 
 
-def _content(entries: Sequence[Entry]) -> str:
-    """Names what a judgement rests on: rows and model. Other limits do not judge the past anew."""
+def _content(entries: Sequence[Entry], served: Mapping[str, Entry]) -> str:
+    """Names what a judgement rests on: rows and model, served rows. Other limits do not judge the past anew."""
     parts = [f"{e['content']}:{e['model_version']}" for e in entries]
+    parts += [f"{day}:{e['num_rows']}" for day, e in sorted(served.items())]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
@@ -94,17 +100,23 @@ def _judge_window(
             "dataset_revision": revision,
         }
         window["violations"] = rules.violations(spec.feedback, window)
+        window["served"] = _served(f, spec, days, revision)
         short = {
             "content": content,
             "model_version": version,
             "num_days": len(days),
             "metrics": window["metrics"],
             "violations": window["violations"],
+            "live": [
+                {name: each[name] for name in ("model_version", "slot", "violations")}
+                for each in window["served"]
+                if each["violations"] is not None
+            ],
         }
         window["report"] = short["report"] = _report(f, spec, window, rows, known)
         f.store.put_json(window_key(spec.line, day), window)
         work.num_in, work.num_good = window["num_scored"], window["num_outcomes"]
-        work.detail = {"model_version": version, "metrics": window["metrics"], "violations": window["violations"]}
+        work.detail = {name: window[name] for name in ("model_version", "metrics", "violations", "served")}
     log.info("%s: %s", day, "; ".join(window["violations"]) or "within its limits")
     return short
 
@@ -120,6 +132,41 @@ def _joined(f: Factory, spec: LineSpec, days: Sequence[str], revision: str, mani
         units = f.datasets(spec).read(revision, [day], list(dict.fromkeys(columns)))
         parts.append(rules.join_outcomes(spec, f.store.get_table(scoring.predictions_key(spec.line, day)), units))
     return pa.concat_tables(parts)
+
+
+def _served(f: Factory, spec: LineSpec, days: Sequence[str], revision: str) -> list[dict[str, Any]]:
+    """The live metric of what was served on some days, by version and slot; none where nothing was.
+
+    With `violations`: the limits that it breaks; null where it is not enough to be judged.
+    """
+    import pyarrow as pa
+
+    parts = [rows for day in days if (rows := served_rows(f, spec, day, revision)) is not None]
+    return (
+        [live_verdict(f, spec, each) for each in rules.served_metrics(spec, pa.concat_tables(parts))] if parts else []
+    )
+
+
+def served_rows(f: Factory, spec: LineSpec, day: str, revision: str) -> pa.Table | None:
+    """One day's served answers with their outcomes; None where there are none."""
+    import pyarrow as pa
+
+    answers = live.live_predictions(f, spec, day)
+    if answers is None:
+        return None
+    units = f.datasets(spec).read(revision, [day], [*spec.model.entity_key, spec.model.target])
+    rows = rules.join_outcomes(spec, answers, units, ["score", "model_version", "slot", "shadow", "served_at"])
+    return rows.append_column("day", pa.repeat(day, rows.num_rows))
+
+
+def live_verdict(f: Factory, spec: LineSpec, served: Mapping[str, Any]) -> dict[str, Any]:
+    """Answers of one version from one slot, see `rules.served_metrics`, with the limits that they break."""
+    broken = None
+    if rules.live_enough(spec.feedback, served):
+        manifest = read_manifest(f.store, f.registry(spec).package_prefix(served["model_version"]))
+        released = manifest["training_profile"]["baseline"]
+        broken = rules.outcome_violations(spec.feedback, spec.evaluation.metric, released, served["metrics"])
+    return {**served, "violations": broken}
 
 
 # --- deciding
@@ -200,15 +247,24 @@ def _call(f: Factory, spec: LineSpec, said: Mapping[str, Any]) -> bool:
 
 
 def _windows_of(f: Factory, spec: LineSpec, champion: Champion | None) -> list[dict[str, Any]]:
-    """Day and violations of the full windows of the version in service, oldest first."""
+    """Day and violations of the full windows of the version in service, oldest first: one a day, batch and live."""
     if champion is None:
         return []
-    known = judged_windows(f, spec).read()
-    return [
-        {"day": day, "violations": list(entry["violations"])}
-        for day, entry in known.items()
-        if entry["model_version"] == champion.version and entry["num_days"] >= spec.feedback.window_days
-    ]
+    slot, found = _live_slot(f, spec, champion), []
+    for day, entry in judged_windows(f, spec).read().items():
+        batch = entry["model_version"] == champion.version and entry["num_days"] >= spec.feedback.window_days
+        served = {(each["model_version"], each["slot"]): each["violations"] for each in entry.get("live", [])}
+        live_violations = served.get((champion.version, slot))
+        if batch or live_violations is not None:
+            violations = list(entry["violations"]) if batch else []
+            found.append({"day": day, "violations": violations, "live_violations": live_violations or []})
+    return found
+
+
+def _live_slot(f: Factory, spec: LineSpec, champion: Champion) -> str | None:
+    """The slot that the champion serves live requests from; None where it does not."""
+    document = traffic.read(f.store, spec.line, datetime.now(UTC))
+    return document.champion_slot if spec.deployment.online and document.champion == champion.version else None
 
 
 def _record(
@@ -254,6 +310,11 @@ def _report(f: Factory, spec: LineSpec, window: Mapping[str, Any], rows: pa.Tabl
                 {"": "live", **window["metrics"]},
                 {"": "released", **released},
             ],
+            **(
+                {"Served answers that have an outcome, by version and slot": _served_rows(window)}
+                if window["served"]
+                else {}
+            ),
             "Drift from the training window, by feature": [
                 {"feature": name, "psi": of["psi"], "ks": of.get("ks", ""), "p-value": of["p_value"]}
                 for name, of in moved
@@ -265,6 +326,22 @@ def _report(f: Factory, spec: LineSpec, window: Mapping[str, Any], rows: pa.Tabl
             "calibration": _calibration_figure(spec, rows),
         },
     )
+
+
+def _served_rows(window: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "version": each["model_version"],
+            "slot": each["slot"],
+            "went to": "nobody (shadow)" if each["shadow"] else "callers",
+            "days": each["num_days"],
+            "served": each["num_scored"],
+            "with outcome": each["num_outcomes"],
+            "verdict": "not enough to judge" if each["violations"] is None else "; ".join(each["violations"]) or "kept",
+            **{name: each["metrics"].get(name) for name in window["metrics"]},
+        }
+        for each in window["served"]
+    ]
 
 
 def _trend_figure(spec: LineSpec, known: Mapping[str, Entry], window: Mapping[str, Any]) -> Figure:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from statistics import median
@@ -20,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from aifactory import features, gates, jobs, landing, quarantine
-from aifactory.errors import GateRefused, LandingDefect, NotFound
+from aifactory.errors import GateRefused, InfrastructureFault, LandingDefect, NotFound
 from aifactory.expectations import DAY_COLUMN, ROW_COLUMN
 from aifactory.factory import Factory
 from aifactory.features import NUM_CONNECTIONS
@@ -85,6 +86,36 @@ def verdict_key(spec: LineSpec, day: str) -> str:
     return f"accepted/{spec.line}/{day}.json"
 
 
+@contextmanager
+def _faults_recorded(f: Factory, spec: LineSpec, days: Iterable[str], run: str, step: str) -> Iterator[None]:
+    """Put on the record that infrastructure stopped a step, on the newest of its days; once for each run and reason."""
+    from aifactory.ledger import EventKind, ProductionEvent, event_key
+
+    begun = time.monotonic()
+    try:
+        yield
+    except InfrastructureFault as fault:
+        unit, failed = max(days), EventKind.FAILED
+        event = ProductionEvent(
+            line=spec.line,
+            station="ingest",
+            unit_kind="batch",
+            unit=unit,
+            event=failed,
+            key=event_key(spec.line, "ingest", unit, failed, f"{step} {run} {fault.reason}"),
+            reason=fault.reason,
+            duration_s=time.monotonic() - begun,
+            partition=unit,
+            run_id=run,
+            detail={"step": step, "message": fault.message[:2000]},
+        )
+        try:
+            f.ledger.record(event)
+        except InfrastructureFault as silent:
+            log.warning("that %s failed is not on the record: %s", step, silent)
+        raise
+
+
 # --- the raw gate
 def gate_raw(f: Factory, spec: LineSpec, days: Sequence[str], run: str) -> dict[str, Any]:
     """Judge landed partitions; accept, quarantine, or hold them.
@@ -101,8 +132,13 @@ def gate_raw(f: Factory, spec: LineSpec, days: Sequence[str], run: str) -> dict[
     Raises:
         LandingDefect | GateRefused: no day was accepted; carries the first day's reason.
     """
+    with _faults_recorded(f, spec, days, run, "gate_raw"):
+        return _gate_raw(f, spec, sorted(set(days)), run)
+
+
+def _gate_raw(f: Factory, spec: LineSpec, days: Sequence[str], run: str) -> dict[str, Any]:
     begun = time.monotonic()
-    batches = _read(f, spec, sorted(set(days)))
+    batches = _read(f, spec, days)
     readable = [b for b in batches if not b.held]
     suites = gates.load_suites(f.settings, spec)
     verdicts: dict[str, Verdict] = {}
@@ -406,6 +442,13 @@ def build_features(
     Raises:
         GateRefused: FEATURE_GATE, or GATE_BROKEN.
     """
+    with _faults_recorded(f, spec, days, run, "build_features"):
+        return _build_features(f, spec, days, run, carry_out)
+
+
+def _build_features(
+    f: Factory, spec: LineSpec, days: Sequence[str], run: str, carry_out: CarryOut | None
+) -> dict[str, Any]:
     import pyarrow.compute as pc
 
     targets = sorted({*days, *_dependents(f, spec, days)})
@@ -461,6 +504,11 @@ def _gate_features(f: Factory, spec: LineSpec, built: pa.Table, days: Sequence[s
 # --- the dataset
 def commit_dataset(f: Factory, spec: LineSpec, staged: Mapping[str, str], run: str) -> dict[str, Any]:
     """Make the dataset version that holds these partitions; the same content makes no new one."""
+    with _faults_recorded(f, spec, staged, run, "commit_dataset"):
+        return _commit_dataset(f, spec, staged, run)
+
+
+def _commit_dataset(f: Factory, spec: LineSpec, staged: Mapping[str, str], run: str) -> dict[str, Any]:
     from aifactory.ledger import EventKind, ProductionEvent
 
     begun = time.monotonic()

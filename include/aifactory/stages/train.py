@@ -4,6 +4,7 @@ resolve_order   pins revision, recipe, parameters, features, champion and days: 
 train           one phase in a process of its own: challenger, later refit
 evaluate        challenger against champion on days that neither has learned; a refusal scraps the order
 register        holds the refit against the blessed challenger and makes it a version
+edge            makes the version's int8 package for devices, where the line has one
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aifactory import jobs
-from aifactory.errors import DatasetDefect, InfrastructureFault, NotFound, SpecError, TrainingDefect
+from aifactory.errors import DatasetDefect, InfrastructureFault, NotFound, ReleaseDefect, SpecError, TrainingDefect
 from aifactory.evaluation import metric_of
 from aifactory.factory import Factory
 from aifactory.jobs import CarryOut
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 MIN_REFIT_CORRELATION = 0.5
 MAX_REFIT_SHIFT = 0.05
 MAX_REFIT_LOSS = 0.02
-_TOLD = ("mlflow_url", "seconds", "pod", "schedule_s", "start_s", "work_s")
+_TOLD = ("mlflow_url", "seconds", "pod", "schedule_s", "start_s", "work_s", "telemetry")
 
 Program = Callable[[str, str], dict[str, Any]]
 """Runs the training program for (order id, phase) to its end; gives what it made, see `training.run.run`."""
@@ -61,6 +63,8 @@ def resolve_order(f: Factory, spec: LineSpec, request: Mapping[str, Any]) -> dic
     recipe = request.get("recipe") or spec.model.recipe
     if recipe not in spec.model.recipes:
         raise SpecError(f"{spec.line} declares no recipe {recipe!r}; there are {sorted(spec.model.recipes)}")
+    if refused := spec.compute.one_process_only(recipe):
+        raise SpecError(f"{spec.line}: {refused}")
     dropped = _dropped(spec, request.get("drop_features") or [])
     champion = _champion(f, spec)
     order = {
@@ -139,18 +143,27 @@ def train(
         on_start: told how to stop that process.
 
     Returns:
-        {"order_id", "phase", "package", "num_rows", "seconds", "run_id", "mlflow_url", "reused"}
+        {"order_id", "phase", "package", "num_rows", "seconds", "run_id", "mlflow_url", "reused", "telemetry"}
     """
     from aifactory.training.launch import launch
 
     def process(order_id: str, phase: str) -> dict[str, Any]:
-        return launch(f.settings, spec.line, order_id, phase, spec.compute.timeout_minutes * 60, on_start=on_start)
+        timeout_s = spec.compute.timeout_minutes * 60
+        return launch(
+            f.settings, spec.line, order_id, phase, timeout_s, on_start=on_start, processes=_processes_here(spec)
+        )
 
     order = _order(f, spec, order_id)
     with _at_station(f, spec, order, f"{order_id}/{phase}") as work:
-        made = (program or process)(order_id, phase)
+        try:
+            made = (program or process)(order_id, phase)
+        except TrainingDefect:
+            work.detail = {"telemetry": _taken(f, spec, order_id, phase)}
+            raise
         work.num_in = work.num_good = int(made["num_rows"])
         work.detail = {name: made[name] for name in _TOLD if name in made}
+        taken = made.get("telemetry", {})  # a result of an older image has none
+        work.gpu_s, work.energy_kwh, work.money = (taken.get(name, 0.0) for name in ("gpu_s", "energy_kwh", "money"))
     return made
 
 
@@ -170,7 +183,7 @@ def evaluate(f: Factory, spec: LineSpec, order_id: str, carry_out: CarryOut | No
     with _at_station(f, spec, order, f"{order_id}/evaluation") as work:
         verdict = _verdict(f, spec, order, carry_out)
         work.num_in = work.num_good = int(verdict["metrics"]["num_rows"])
-        work.detail = {"passed": verdict["passed"], "report": verdict["report"]}
+        work.detail = {"passed": verdict["passed"], "report": verdict["report"], "dataset_revision": order["revision"]}
         url = _tell_mlflow(f, spec, order, verdict)
     if not verdict["passed"]:
         first = verdict["reasons"][0]
@@ -215,7 +228,12 @@ def register(f: Factory, spec: LineSpec, order_id: str) -> dict[str, Any]:
         made = f.registry(spec).register(order, prefix, verdict["metrics"], tracker.run_id)
         tracker.tag(verdict="registered", version=made.version)
         work.num_in = work.num_good = 1
-        work.detail = {"version": made.version, "trained_until": made.trained_until, "metrics": verdict["metrics"]}
+        work.detail = {
+            "version": made.version,
+            "trained_until": made.trained_until,
+            "dataset_revision": order["revision"],
+            "metrics": verdict["metrics"],
+        }
     return {
         "version": made.version,
         "order_id": order_id,
@@ -224,6 +242,60 @@ def register(f: Factory, spec: LineSpec, order_id: str) -> dict[str, Any]:
         "package": made.package,
         "mlflow_url": f"{f.settings.mlflow_ui_url}/#/models/{spec.line}/versions/{made.version}",
     }
+
+
+def edge(f: Factory, spec: LineSpec, order_id: str) -> dict[str, Any]:
+    """Make the int8 package of the version of an order. A refusal is a result, not an error, and is on the record.
+
+    Returns:
+        See `edge.make_edge`, and "order_id".
+
+    Raises:
+        ReleaseDefect: the order has no version.
+        PackageDefect: a package was altered.
+    """
+    from aifactory.edge import make_edge
+
+    if spec.edge is None:
+        raise SpecError(f"{spec.line} has no section `edge`, so it has no edge package; add one, with its limits")
+    order = _order(f, spec, order_id)
+    version = next((v for v in f.registry(spec).versions() if v.order_id == order_id), None)
+    if version is None:
+        raise ReleaseDefect(ReasonCode.VERSION_UNKNOWN, f"order {order_id} of {spec.line} is no version; register it")
+    with _at_station(f, spec, order, f"{order_id}/edge", "edge") as work:
+        verdict = make_edge(f, spec, spec.edge, order, version, f"{_report_folder(spec, order_id)}/edge.json")
+        work.num_in, work.num_good, work.num_bad = 1, int(verdict["passed"]), int(not verdict["passed"])
+        work.detail = dict(verdict)
+        if not verdict["passed"]:
+            work.reason = ReasonCode[verdict["reasons"][0]["code"]]
+            nothing_made = work.reason is ReasonCode.EDGE_NOT_QUANTISABLE
+            work.event = EventKind.DECIDED if nothing_made else EventKind.SCRAPPED
+    return {"order_id": order_id, **verdict}
+
+
+def _taken(f: Factory, spec: LineSpec, order_id: str, phase: str) -> dict[str, Any]:
+    """What the attempts at a phase have taken so far.
+
+    Of a failure it goes into the detail alone: the sums of the ledger are those of the attempt that succeeds, and have
+    those of the failed ones in them. A store that is away must not hide the failure, so there is nothing then.
+    """
+    from aifactory.training import attempts
+    from aifactory.training.run import candidate_prefix
+
+    try:
+        return attempts.total(attempts.read(f.store, candidate_prefix(spec.line, order_id, phase)))
+    except InfrastructureFault as error:
+        log.warning("what %s of order %s took is not known: %s", phase, order_id, error)
+        return {}
+
+
+def _processes_here(spec: LineSpec) -> int:
+    """Training processes where the line's machines are this one. GPUs that it has not are not stood in for."""
+    asked = spec.compute
+    wanted = asked.num_processes if not asked.gpus else min(asked.num_processes, os.cpu_count() or 1)
+    if asked.nodes > 1:
+        log.info("no cluster: %d processes of this machine stand for %d machines", wanted, asked.nodes)
+    return wanted
 
 
 # --- the order
@@ -352,9 +424,9 @@ def _report_folder(spec: LineSpec, order_id: str) -> str:
 
 
 # --- the record
-def _at_station(f: Factory, spec: LineSpec, order: Mapping[str, Any], unit: str) -> Any:
+def _at_station(f: Factory, spec: LineSpec, order: Mapping[str, Any], unit: str, kind: str = "model") -> Any:
     return station(
-        f.ledger, spec.line, "train", "model", unit,
+        f.ledger, spec.line, "train", kind, unit,
         partition=order["days"]["refit"][-1], run_id=order["signal"], revision=order["order_id"],
     )  # fmt: skip
 

@@ -3,6 +3,8 @@
     <prefix>.checkpoints/<step>-<hash>.safetensors    the content, named by its SHA-256
     <prefix>.checkpoints/<step>.json                  {"step", "object", "sha256", "size", "at"}, written after it
 
+Those of several processes have several objects, see `shards`; one process can take them up too.
+
 What is torn, altered or not the content that its name says is passed over, and the one before is taken. A store
 that is away while the training goes on costs a checkpoint and never the training: the next one is tried. A store that
 is away when a training is to be resumed is a fault, not a reason to start anew.
@@ -14,9 +16,8 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,19 +39,14 @@ hour between failures that is 8 s, and this share gives 0.5 s, so less is lost t
 shorter interval up to a cost of 2.9 s."""
 
 
-_LAST_WRITE_S = 30.0
+LAST_WRITE_S = 30.0
+"""How long the end of a training waits for a checkpoint that is being written, s."""
 
 
 def newest(store: Store, prefix: str) -> str:
     """Names the newest checkpoint under a prefix, whole or not; empty where there is none."""
     folder = f"{prefix}.checkpoints/"
     return max((o.key.removeprefix(folder) for o in store.list(folder) if o.key.endswith(".json")), default="")
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    step: int
-    encode: Callable[[], bytes]
 
 
 class StoreCheckpoints:
@@ -67,7 +63,7 @@ class StoreCheckpoints:
         self._folder = f"{prefix}.checkpoints/"
         self._stop = stop
         self._changed = threading.Condition()
-        self._waiting: _Waiting | None = None
+        self._waiting: Callable[[], None] | None = None
         self._busy = False
         self._thread: threading.Thread | None = None
         self._saved_at = time.monotonic()
@@ -102,12 +98,16 @@ class StoreCheckpoints:
             encode: gives the content; called in the other thread.
             snapshot_s: seconds that the loop stood still for it.
         """
+        self.write_beside(step, lambda: self._write(step, encode()), snapshot_s)
+
+    def write_beside(self, step: int, write: Callable[[], None], snapshot_s: float) -> None:
+        """Have a checkpoint written from another thread, in place of one that still waits."""
         self.lost_s += snapshot_s
         self.num_saved += 1
         self._saved_at, self._saved_step = time.monotonic(), step
         with self._changed:
             self._cost_s = max(snapshot_s, self._cost_s if self._busy else 0.0)
-            self._waiting = _Waiting(step, encode)
+            self._waiting = write
             if self._thread is None:
                 self._thread = threading.Thread(target=self._write_all, name="checkpoints", daemon=True)
                 self._thread.start()
@@ -126,8 +126,7 @@ class StoreCheckpoints:
                 there, so the training is not started anew.
         """
         lost: InfrastructureFault | None = None
-        notes = [o.key for o in self._store.list(self._folder) if o.key.endswith(".json")]
-        for key in sorted(notes, reverse=True):
+        for key in self.note_keys():
             try:
                 step, content = self._read(key)
             except (ValueError, KeyError, TypeError, InfrastructureFault) as error:
@@ -142,9 +141,13 @@ class StoreCheckpoints:
         if lost is not None:
             raise lost
 
+    def note_keys(self) -> list[str]:
+        """Keys of the notes, newest first."""
+        return sorted((o.key for o in self._store.list(self._folder) if o.key.endswith(".json")), reverse=True)
+
     def clear(self) -> None:
         """Remove every checkpoint: the training is over. What cannot be removed costs space, not the model."""
-        self.flush(_LAST_WRITE_S)
+        self.flush(LAST_WRITE_S)
         try:
             for found in self._store.list(self._folder):
                 self._store.delete(found.key)
@@ -155,12 +158,16 @@ class StoreCheckpoints:
         """Step and content of one note.
 
         Raises:
-            ValueError, KeyError, TypeError: it is not whole; `_checked` says which of the ways.
+            ValueError, KeyError, TypeError: it is not whole; `checked` says which of the ways.
             InfrastructureFault: the store did not answer; NotFound: content is gone.
         """
         note = self._store.get_json(key)
+        if "shards" in note:
+            from aifactory.training.shards import Kept
+
+            return int(note["step"]), Kept.of(self._store, self._folder, note).assembled()
         content = self._store.get(f"{self._folder}{note['object']}")
-        return int(note["step"]), _checked(note, content)
+        return int(note["step"]), checked(note, content)
 
     def _write_all(self) -> None:
         while True:
@@ -170,7 +177,7 @@ class StoreCheckpoints:
             began = time.thread_time()  # of this thread's work alone: waiting for the store costs the loop nothing
             try:
                 if waiting is not None:
-                    self._write(waiting)
+                    waiting()
             except InfrastructureFault as error:
                 log.warning("the checkpoint could not be written, the next one is tried: %s", error)
             except Exception:
@@ -180,23 +187,22 @@ class StoreCheckpoints:
                 self._cost_s = max(self._cost_s, time.thread_time() - began)
                 self._changed.notify_all()
 
-    def _write(self, waiting: _Waiting) -> None:
-        content = waiting.encode()
+    def _write(self, step: int, content: bytes) -> None:
         digest = hashlib.sha256(content).hexdigest()
-        name = f"{waiting.step:010d}-{digest[:16]}.safetensors"
+        name = f"{step:010d}-{digest[:16]}.safetensors"
         self._store.put(f"{self._folder}{name}", content)
         note: dict[str, Any] = {
-            "step": waiting.step,
+            "step": step,
             "object": name,
             "sha256": digest,
             "size": len(content),
             "at": datetime.now(UTC).isoformat(),
         }
-        self._store.put_json(f"{self._folder}{waiting.step:010d}.json", note)
-        log.info("checkpoint after step %d: %.1f MB", waiting.step, len(content) / 1e6)
-        self._remove_old(waiting.step)
+        self._store.put_json(f"{self._folder}{step:010d}.json", note)
+        log.info("checkpoint after step %d: %.1f MB", step, len(content) / 1e6)
+        self.remove_old(step)
 
-    def _remove_old(self, step: int) -> None:
+    def remove_old(self, step: int) -> None:
         """Remove all but the newest; one of a later step was passed over when this training was resumed."""
         keys = [o.key for o in self._store.list(self._folder)]
         notes = {k.removeprefix(self._folder)[:10] for k in keys if k.endswith(".json")}
@@ -207,7 +213,12 @@ class StoreCheckpoints:
                 self._store.delete(key)
 
 
-def _checked(note: dict[str, Any], content: bytes) -> bytes:
+def checked(note: Mapping[str, Any], content: bytes) -> bytes:
+    """The content, where it is what a note says.
+
+    Raises:
+        ValueError: it is not.
+    """
     if len(content) != note["size"]:
         raise ValueError(f"it has {len(content)} bytes of {note['size']}")
     if hashlib.sha256(content).hexdigest() != note["sha256"]:

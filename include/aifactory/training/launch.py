@@ -16,8 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import SecretStr
-
 from aifactory.errors import FactoryError, InfrastructureFault, TrainingDefect
 from aifactory.reasons import ReasonCode
 from aifactory.settings import Settings
@@ -27,7 +25,8 @@ log = logging.getLogger(__name__)
 
 _GRACE_S = 15.0
 _KEPT_LINES = 40
-_NOT_HERS = {"ledger_dsn", "world_access_key", "world_secret_key"}  # training needs no database and no landing bucket
+_NOT_HERS = {"ledger_dsn", "world_access_key", "world_secret_key", "capacity_password"}
+"""Training needs no database, no landing bucket, and nothing of Airflow."""
 
 
 def launch(
@@ -38,6 +37,7 @@ def launch(
     timeout_s: float,
     on_line: Callable[[str], None] = lambda line: log.info("%s", line),
     on_start: Callable[[Callable[[], None]], None] = lambda stop: None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Train one phase of an order in a process of its own, and wait for it.
 
@@ -49,6 +49,7 @@ def launch(
         timeout_s: the process is stopped after so many seconds.
         on_line: called with every line that the process writes, as it writes it.
         on_start: given what stops the process, for a caller that may be cancelled.
+        processes: processes that share the training; see `group`.
 
     Returns:
         What the program made; see `run.run`.
@@ -58,11 +59,12 @@ def launch(
         InfrastructureFault: a store was lost, or the process was killed or ran out of time.
     """
     command = [sys.executable, "-m", "aifactory.training", "--line", line, "--order", order_id, "--phase", phase]
+    here = settings.model_copy(update={"processes": processes, "nodes": "1", "rendezvous": ""})
     # a session of its own: stopping it stops whatever it started, and nothing else
     process = subprocess.Popen(
-        command, env=environment(settings), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command, env=environment(here), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, errors="replace", start_new_session=True,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509 - one prctl: a killed task leaves no training behind
+        preexec_fn=end_with_parent,  # noqa: PLW1509 - one prctl: a killed task leaves no training behind
     )  # fmt: skip
     on_start(lambda: _signal(process, signal.SIGTERM))
     out: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -97,9 +99,8 @@ def environment(settings: Settings) -> dict[str, str]:
     """The environment of the training process: the settings and explicit thread counts."""
     threads = str(settings.threads)
     names = set(type(settings).model_fields) - _NOT_HERS
-    own = {f"AIF_{name.upper()}": _plain(getattr(settings, name)) for name in names}
     kept = {k: v for k, v in os.environ.items() if not k.startswith("AIF_")}
-    return kept | own | {
+    return kept | settings.variables(names) | {
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": threads,
@@ -143,10 +144,6 @@ def _reason(code: str) -> ReasonCode:
     return next((reason for reason in ReasonCode if reason.value == code), ReasonCode.TRAINING_FAILED)
 
 
-def _plain(value: Any) -> str:
-    return str(value.get_secret_value()) if isinstance(value, SecretStr) else str(value)
-
-
 def _drain(stream: IO[str] | None, kept: deque[str], on_line: Callable[[str], None] | None) -> None:
     for raw in stream or ():
         text = raw.rstrip("\n")
@@ -155,7 +152,8 @@ def _drain(stream: IO[str] | None, kept: deque[str], on_line: Callable[[str], No
             on_line(text)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have this process asked to stop when the one that started it ends, however that ends."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 

@@ -27,19 +27,21 @@ from aifactory.errors import Defect, FactoryError, InfrastructureFault
 from aifactory.factory import Factory
 from aifactory.reasons import ReasonCode
 from aifactory.settings import load_settings
-from aifactory.store import Store
+from aifactory.store import Conflict, Store
 
 log = logging.getLogger(__name__)
 
 DONE, DEFECT, FAULT, STOPPED = 0, 3, 4, 143
 
 
-def told(work: Callable[[Factory], dict[str, Any]], *, failure: str) -> int:
+def told(work: Callable[[Factory], dict[str, Any]], *, failure: str, one_of_several: bool = False) -> int:
     """Do a program's work and tell how it ended.
 
     Args:
-        work: given the open factory; what it gives is the last line of stdout, as JSON.
+        work: given the open factory; what it gives is the last line of stdout, as JSON; nothing where that is empty.
         failure: key of what is written where it fails.
+        one_of_several: the program shares its work with others. Then what nobody foresaw is told by their launcher
+            alone: it may be no more than that another one was lost.
 
     Returns:
         The program's exit code.
@@ -48,15 +50,18 @@ def told(work: Callable[[Factory], dict[str, Any]], *, failure: str) -> int:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     f = Factory(load_settings())
     try:
-        begin(f.store, failure)
+        if not one_of_several:
+            begin(f.store, failure)
         made = work(f)
     except Exception as error:
-        failed(f.store, failure, error)
+        if isinstance(error, FactoryError) or not one_of_several:
+            failed(f.store, failure, error)
         if not isinstance(error, FactoryError):
             raise  # nobody foresaw it: the traceback is what there is to tell
         sys.stderr.write(f"{json.dumps({'reason': error.reason.value, 'message': error.message})}\n")
         return DEFECT if isinstance(error, Defect) else FAULT
-    sys.stdout.write(f"{json.dumps(made)}\n")
+    if made:
+        sys.stdout.write(f"{json.dumps(made)}\n")
     return DONE
 
 
@@ -72,10 +77,15 @@ def succeeded(store: Store, result: str, made: Mapping[str, Any]) -> None:
 
 
 def failed(store: Store, failure: str, error: Exception) -> None:
-    """Say why nothing was made. Best effort: where the store is what failed, the exit code has to do."""
+    """Say why nothing was made; of several processes the first word stands.
+
+    Best effort: where the store is what failed, the exit code has to do.
+    """
     said = describe(error) | {"at": datetime.now(UTC).isoformat(), "attempt": os.environ.get("AIF_ATTEMPT", "")}
     try:
-        store.put_json(failure, said)
+        store.put_json(failure, said, if_absent=True)
+    except Conflict:
+        log.info("why it failed is said already, in %s", store.uri(failure))
     except InfrastructureFault as second:
         log.warning("the failure could not be written to %s: %s", store.uri(failure), second)
 

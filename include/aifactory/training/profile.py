@@ -12,6 +12,7 @@
 A bin of `edges` e is: bin 0 below e[0], bin i from e[i-1] up to but not e[i], the last one from e[-1] on
 (`bin_shares`). Shares are of the rows that are not missing. Quantiles are at 0, 0.005, ..., 1: enough for a
 Kolmogorov-Smirnov statistic to within 0.005. A feature that was missing on every row has no edges and no quantiles.
+Of a streamed training window `numeric` is that of a sample of its rows, see `stream.SAMPLE_ROWS`; the rest is exact.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from aifactory.packaging import numeric_column
-from aifactory.recipes.base import TrainingFrame
+from aifactory.recipes.base import category_counts
+from aifactory.recipes.stream import TrainingRows
 
 NUM_BINS = 10
 NUM_QUANTILES = 201
@@ -40,9 +40,12 @@ def bin_shares(values: npt.NDArray[Any], edges: Sequence[float]) -> list[float]:
 
 def category_shares(column: pa.ChunkedArray) -> dict[str, float]:
     """Share of every value, null as ""."""
-    counted = pc.value_counts(pc.fill_null(column.cast(pa.string()), "")).to_pylist()
-    total = max(len(column), 1)
-    return {str(c["values"]): c["counts"] / total for c in sorted(counted, key=lambda c: str(c["values"]))}
+    return _shares(category_counts(column))
+
+
+def _shares(counts: Mapping[str, int]) -> dict[str, float]:
+    total = max(sum(counts.values()), 1)
+    return {name: counts[name] / total for name in sorted(counts)}
 
 
 def numeric_profile(values: npt.NDArray[Any]) -> dict[str, Any]:
@@ -62,14 +65,13 @@ def numeric_profile(values: npt.NDArray[Any]) -> dict[str, Any]:
     }
 
 
-def features_profile(frame: TrainingFrame) -> dict[str, Any]:
+def features_profile(frame: TrainingRows) -> dict[str, Any]:
     """The features of the training window."""
-    labels = frame.labels
     return {
         "num_rows": frame.num_rows,
-        "base_rate": float(labels.mean()),
-        "numeric": {name: numeric_profile(numeric_column(frame.table, name)) for name in frame.numeric},
-        "categorical": {name: {"shares": category_shares(frame.table[name])} for name in frame.categorical},
+        "base_rate": frame.base_rate,
+        "numeric": {name: numeric_profile(frame.values(name)) for name in frame.numeric},
+        "categorical": {name: {"shares": _shares(frame.category_counts(name))} for name in frame.categorical},
     }
 
 

@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aifactory.errors import InfrastructureFault, PackageDefect
+from aifactory.errors import InfrastructureFault, PackageDefect, SpecError
 from aifactory.evaluation import metrics
 from aifactory.factory import Factory
-from aifactory.line import LineSpec
+from aifactory.line import ONE_PROCESS_RECIPES, LineSpec
 from aifactory.packaging import (
     OUTPUT,
     TOLERANCE,
@@ -40,12 +40,15 @@ from aifactory.packaging import (
 )
 from aifactory.reasons import ReasonCode
 from aifactory.recipes import check_parameters, load_recipe
-from aifactory.recipes.base import Fitted, TrainingFrame
+from aifactory.recipes.base import Fitted, Progress, TrainingFrame
+from aifactory.recipes.clock import Part, StepClock
+from aifactory.recipes.stream import TrainingRows, TrainingStream
 from aifactory.settings import REPOSITORY
-from aifactory.training import outcome, profile
-from aifactory.training.checkpoints import StoreCheckpoints
+from aifactory.training import attempts, group, outcome, profile
+from aifactory.training.checkpoints import LAST_WRITE_S, StoreCheckpoints
 from aifactory.training.pace import Pace
 from aifactory.training.stop import StopSignal
+from aifactory.training.telemetry import Telemetry, as_metrics
 from aifactory.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -88,8 +91,18 @@ def run(
         stop: how the program hears that it is to stop.
 
     Returns:
-        {"order_id", "phase", "package", "num_rows", "seconds", "run_id", "mlflow_url", "reused"}
+        {"order_id", "phase", "package", "num_rows", "seconds", "run_id", "mlflow_url", "reused", "telemetry"}; of the
+        last see `attempts.total`. Nothing in a process that is not the first of several, which only learns with the
+        others.
+
+    Raises:
+        SpecError: several processes cannot train this recipe.
     """
+    if group.size() > 1 and order["recipe"] in ONE_PROCESS_RECIPES:
+        raise SpecError(f"recipe {order['recipe']!r} trains in one process; this is one of {group.size()}")
+    if group.rank() > 0:
+        _help(f, spec, order, phase, stop or StopSignal())
+        return {}
     made = _make(f, spec, order, phase, stop or StopSignal())
     outcome.succeeded(f.store, result_key(spec.line, order["order_id"], phase), made)
     return made
@@ -105,31 +118,47 @@ def _make(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str, stop
         log.info("%s is there already: training is not repeated", f.store.uri(prefix))
         StoreCheckpoints(f.store, prefix, stop).clear()
         tracker.end("FINISHED")  # the process may have ended between the package and the end of its run
-        return made | {"num_rows": manifest["num_rows"], "seconds": 0.0, "mlflow_url": tracker.url, "reused": True}
-    f.store.delete(result_key(spec.line, order["order_id"], phase))  # of a package that somebody removed
+        told = {"seconds": 0.0, "reused": True, "telemetry": attempts.total(attempts.read(f.store, prefix))}
+        return made | {"num_rows": manifest["num_rows"], "mlflow_url": tracker.url} | told
+    if f.store.head(result_key(spec.line, order["order_id"], phase)):  # of a package that somebody removed
+        f.store.delete(result_key(spec.line, order["order_id"], phase))
+        attempts.clear(f.store, prefix)
     tracker.begin(
         {name: order[name] for name in ("recipe", "seed", "drop_features")} | order["parameters"],
         _tags(spec, order, f.settings.trial),
     )
     began = time.perf_counter()
     try:
-        manifest = _train(f, spec, order, phase, tracker, stop)
+        with Telemetry(f.settings, f.store, prefix, tracker.note) as telemetry:
+            manifest = _train(f, spec, order, phase, tracker, stop, telemetry.clock)
     except BaseException as error:
         _end_failed(tracker, error)
         raise
     seconds = round(time.perf_counter() - began, 2)
     tracker.artifact(json.dumps({k: v for k, v in manifest.items() if k != "golden"}, indent=1), "manifest.json")
     tracker.progress(0, {"seconds": seconds, "num_rows": manifest["num_rows"], **_finite(manifest["metrics"])})
+    totals = telemetry.totals()
+    tracker.progress(telemetry.clock.read().step, as_metrics(totals))
+    source, currency = totals["energy_source"], totals["currency"]
+    tracker.tag(energy_source=source, energy_estimated=totals["estimated"], currency=currency)
     tracker.end("FINISHED")
-    return made | {"num_rows": manifest["num_rows"], "seconds": seconds, "mlflow_url": tracker.url, "reused": False}
+    told = {"seconds": seconds, "reused": False, "telemetry": totals}
+    return made | {"num_rows": manifest["num_rows"], "mlflow_url": tracker.url} | told
 
 
 def _train(
-    f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str, tracker: Tracker, stop: StopSignal
+    f: Factory,
+    spec: LineSpec,
+    order: Mapping[str, Any],
+    phase: str,
+    tracker: Tracker,
+    stop: StopSignal,
+    clock: StepClock,
 ) -> dict[str, Any]:
     """Read, fit, export, prove, write: the way of a model, top to bottom."""
-    learned, held_out = _read(f, spec, order, phase)
-    frame = TrainingFrame.of(learned, order["categorical"], order["numeric"], spec.model.target)
+    clock.enter(Part.READ)
+    frame, held_out = _learned(f, spec, order, phase), _held_out(f, spec, order)
+    clock.enter(Part.PREPARE)
     log.info("%s learns %d rows of %d days", phase, frame.num_rows, len(order["days"][phase]))
 
     pace = Pace()
@@ -139,16 +168,8 @@ def _train(
         log.info("step %d/%d %s, %s to go", step, steps, told, pace.to_go(step, steps))
         tracker.progress(step, values)
 
-    checkpoints = StoreCheckpoints(f.store, candidate_prefix(spec.line, order["order_id"], phase), stop)
-    fitted = load_recipe(order["recipe"]).fit(
-        frame,
-        check_parameters(order["recipe"], order["parameters"]),
-        seed=order["seed"],
-        threads=f.settings.threads,
-        warm_start=_champion_weights(f, order),
-        progress=progress,
-        checkpoints=checkpoints,
-    )
+    fitted = _fit(f, spec, order, phase, frame, progress, stop, clock)
+    clock.enter(Part.EXPORT)
     onnx = fitted.to_onnx()
     rows = golden(_golden_rows(held_out), order["categorical"], order["numeric"])
     outputs = _prove(fitted, onnx, held_out, rows, order)
@@ -159,11 +180,56 @@ def _train(
     whole = write_package(
         f.store, candidate_prefix(spec.line, order["order_id"], phase), manifest, onnx, fitted.to_safetensors()
     )
-    checkpoints.clear()
+    StoreCheckpoints(f.store, candidate_prefix(spec.line, order["order_id"], phase), stop).clear()
     return whole
 
 
-def build_manifest(spec: LineSpec, order: Mapping[str, Any], phase: str, frame: TrainingFrame) -> dict[str, Any]:
+def _fit(
+    f: Factory,
+    spec: LineSpec,
+    order: Mapping[str, Any],
+    phase: str,
+    frame: TrainingRows,
+    progress: Progress,
+    stop: StopSignal,
+    clock: StepClock | None = None,
+) -> Fitted:
+    """Learn from the frame, together with the other processes where there are any."""
+    prefix = candidate_prefix(spec.line, order["order_id"], phase)
+    with group.joined():
+        checkpoints = _checkpoints(f, prefix, stop)
+        fitted = load_recipe(order["recipe"]).fit(
+            frame,
+            check_parameters(order["recipe"], order["parameters"]),
+            seed=order["seed"],
+            threads=f.settings.threads,
+            warm_start=_champion_weights(f, order),
+            progress=progress,
+            checkpoints=checkpoints,
+            clock=clock,
+        )
+        if group.size() > 1:
+            checkpoints.flush(LAST_WRITE_S)  # nobody leaves while a checkpoint is written together
+    return fitted
+
+
+def _checkpoints(f: Factory, prefix: str, stop: StopSignal) -> StoreCheckpoints:
+    if group.size() == 1:
+        return StoreCheckpoints(f.store, prefix, stop)
+    from aifactory.training.shards import ShardedCheckpoints
+
+    return ShardedCheckpoints(f.store, prefix, stop)
+
+
+def _help(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str, stop: StopSignal) -> None:
+    """Learn with the first process, who does the rest: MLflow, the package, the result."""
+    if package_exists(f.store, candidate_prefix(spec.line, order["order_id"], phase)):
+        return
+    frame = _learned(f, spec, order, phase)
+    _fit(f, spec, order, phase, frame, lambda step, steps, values: None, stop)
+
+
+def build_manifest(spec: LineSpec, order: Mapping[str, Any], phase: str, frame: TrainingRows) -> dict[str, Any]:
     """What the model is and where it comes from."""
     days = order["days"][phase]
     return {
@@ -206,13 +272,21 @@ def code_revision() -> str:
     return done.stdout.strip() or os.environ.get("AIF_CODE_REVISION", "")
 
 
-def _read(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str) -> tuple[pa.Table, pa.Table]:
-    """The rows to learn from, and the held-out ones with an outcome (which a refit learns too)."""
+def _learned(f: Factory, spec: LineSpec, order: Mapping[str, Any], phase: str) -> TrainingRows:
+    """The rows to learn from: in memory, or known by one pass over them where the recipe streams."""
+    names, numbers, target = order["categorical"], order["numeric"], spec.model.target
+    datasets, content, days = f.datasets(spec), order["dir_md5"], order["days"][phase]
+    if check_parameters(order["recipe"], order["parameters"]).streams:
+        source = datasets.stream_content(content, days, [*names, *numbers, target])
+        return TrainingStream.of(source, names, numbers, target)
+    return TrainingFrame.of(datasets.read_content(content, days, [*names, *numbers, target]), names, numbers, target)
+
+
+def _held_out(f: Factory, spec: LineSpec, order: Mapping[str, Any]) -> pa.Table:
+    """The held-out rows with an outcome (which a refit learns too); in memory, however the others are read."""
     columns = [*order["categorical"], *order["numeric"], spec.model.target]
-    datasets = f.datasets(spec)
-    learned = datasets.read_content(order["dir_md5"], order["days"][phase], columns)
-    held_out = datasets.read_content(order["dir_md5"], order["days"]["holdout"], columns)
-    return learned, held_out.filter(pc.is_valid(held_out[spec.model.target]))
+    held_out = f.datasets(spec).read_content(order["dir_md5"], order["days"]["holdout"], columns)
+    return held_out.filter(pc.is_valid(held_out[spec.model.target]))
 
 
 def _champion_weights(f: Factory, order: Mapping[str, Any]) -> bytes | None:
@@ -270,7 +344,7 @@ def _held_out_part(
     phase: str,
     fitted: Fitted,
     held_out: pa.Table,
-    frame: TrainingFrame,
+    frame: TrainingRows,
 ) -> dict[str, Any]:
     """Metrics and profile. What a refit says of the held-out days is the challenger's, who has not learned them."""
     days = {"first_day": order["days"][phase][0], "last_day": order["days"][phase][-1]}

@@ -6,6 +6,7 @@ A lost MLflow server is an infrastructure fault: a model whose making is nowhere
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,6 +59,7 @@ class Tracker:
     def __init__(self, settings: Settings, line: str, order_id: str, phase: str) -> None:
         self._settings = settings
         self._client = mlflow_client(settings)
+        self._changing = threading.RLock()
         self._pending: list[Any] = []
         self._sent_at = 0.0
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
@@ -89,18 +91,34 @@ class Tracker:
         Raises:
             InfrastructureFault: those of an earlier step could not be sent.
         """
+        with self._changing:
+            self._add(step, metrics)
+            if self._is_idle():
+                self._send()
+
+    def note(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The same from a thread beside the training: what could not be sent is left to `progress` and `flush`."""
+        with self._changing:
+            self._add(step, metrics)
+            if self._is_idle() and (self._sending is None or self._sending.exception() is None):
+                self._send()
+
+    def flush(self) -> None:
+        """Send what is noted, and wait until all of it has arrived."""
+        with self._changing:
+            self._send()
+            self._wait()
+
+    def _add(self, step: int, metrics: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         self._pending += [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        idle = self._sending is None or self._sending.done()
-        if idle and time.monotonic() - self._sent_at >= FLUSH_S:
-            self._send()
 
-    def flush(self) -> None:
-        """Send what is noted, and wait until all of it has arrived."""
-        self._send()
-        self._wait()
+    def _is_idle(self) -> bool:
+        """Whether it is time to send, and nothing is under way."""
+        idle = self._sending is None or self._sending.done()
+        return idle and time.monotonic() - self._sent_at >= FLUSH_S
 
     def _send(self) -> None:
         self._wait()
