@@ -1,8 +1,14 @@
-"""Real stores for the tests: started once a session, with buckets of its own for every test that asks."""
+"""Real stores for the tests: started once a session, with buckets of its own for every test that asks.
+
+Airflow reads where its home and plugins are when it is first imported, so that is settled here, before any test module
+imports it: a home of this session's own, and the plugins of this repository.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +17,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aifactory.factory import Factory
-from aifactory.settings import Settings
+from aifactory.settings import REPOSITORY, Settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+_HOME = tempfile.mkdtemp(prefix="aif-tests-airflow-")
+os.environ |= {
+    "AIRFLOW_HOME": _HOME,
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+    "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
+}
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +41,6 @@ def environments() -> None:
 
     The first takes half a minute to build.
     """
-    import os
-
-    from aifactory.settings import REPOSITORY
-
     for name in ("mlflow", "triton"):
         os.environ.setdefault(f"AIF_{name.upper()}_ENV", str(REPOSITORY / "var" / f"{name}-env"))
 
@@ -84,11 +98,13 @@ def _own_factory(settings: Settings, tmp_path: Path) -> Iterator[Factory]:
     shutil.rmtree(git_root, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium: the machine's own (Debian's package `chromium`), or the one that `AIF_CHROMIUM` names."""
-    import os
+    """A headless Chromium: the machine's own (Debian's package `chromium`), or the one that `AIF_CHROMIUM` names.
 
+    One a module, not one a session: as long as it is there, Playwright's event loop runs in this thread, and no other
+    test can run one.
+    """
     from playwright.sync_api import expect, sync_playwright
 
     path = os.environ.get("AIF_CHROMIUM") or shutil.which("chromium")
