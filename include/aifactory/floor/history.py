@@ -34,7 +34,9 @@ def rows(connection: Connection, statement: str, **values: Any) -> Sequence[Mapp
     """The rows of one statement."""
     from sqlalchemy import text
 
-    return [dict(row) for row in connection.execute(text(statement), values).mappings()]
+    found = connection.execute(text(statement), values)
+    names = tuple(found.keys())
+    return [dict(zip(names, row, strict=True)) for row in found]
 
 
 def events_between(connection: Connection, line: str, begin: datetime, end: datetime) -> list[ProductionEvent]:
