@@ -5,6 +5,7 @@ Airflow's part (who may see which line, which DAGs run) is played; its own table
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from collections.abc import Iterable
@@ -102,4 +103,6 @@ def _client(f: Factory, names: list[str]) -> Any:
         floorapi.factory: lambda: f,
         floorapi.airflow_side: PlayedAirflow,
     }
+    gc.collect()
+    gc.freeze()  # as the plugin does
     return TestClient(app)

@@ -5,6 +5,7 @@ Task processes load plugins too, so nothing here imports FastAPI or reads settin
 
 from __future__ import annotations
 
+import gc
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +25,8 @@ class _Lazy:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._app is None:
             self._app = import_module(self._module).create_app()
+            gc.collect()
+            gc.freeze()  # what the server has loaded by now stays: a collection in a request need not go through it
         await self._app(scope, receive, send)
 
 

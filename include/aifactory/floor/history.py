@@ -181,7 +181,7 @@ def of_runs(
         """
         SELECT * FROM (
             SELECT DISTINCT ON (station, unit_kind, unit) * FROM production_event
-            WHERE line = :line AND run_id = ANY(:run_ids) AND station = ANY(:stations)
+            WHERE line = :line AND run_id = ANY(:run_ids) AND run_id <> '' AND station = ANY(:stations)
             ORDER BY station, unit_kind, unit, id DESC
         ) last ORDER BY id DESC
         """,

@@ -195,7 +195,7 @@ def sparklines(connection: Connection, metrics: Mapping[str, str]) -> dict[str, 
                    detail ->> 'model_version' AS model_version,
                    coalesce(jsonb_array_length(detail -> 'violations'), 0) > 0 AS broken
             FROM production_event e
-            WHERE e.line = lines.line AND e.station = 'feedback' AND {_PRODUCT_ENDS} AND unit_kind = 'window'
+            WHERE e.line = lines.line AND station = 'feedback' AND unit_kind = 'window'
               AND event IN ('passed', 'reworked')
             ORDER BY id DESC LIMIT {NUM_POINTS}
         ) last ORDER BY last.id

@@ -24,8 +24,12 @@ SHOWN_FOR = timedelta(days=30)
 LATE_SHOWN_FOR = timedelta(days=7)
 
 _WAITING = """
-    SELECT e.* FROM production_event e
-    WHERE e.line = ANY(:lines) AND e.at >= :begin AND e.at < :now AND e.event IN ('failed', 'held', 'rolled_back')
+    WITH stops AS MATERIALIZED ( -- of all lines: the index of stops knows times first
+        SELECT * FROM production_event
+        WHERE at >= :begin AND at < :now AND event IN ('failed', 'held', 'rolled_back')
+    )
+    SELECT e.* FROM stops e
+    WHERE e.line = ANY(:lines)
       AND NOT (e.event = 'rolled_back' AND e.reason = 'ROLLED_BACK')
       AND NOT (e.reason = 'DEADLINE_MISSED' AND e.event = 'held' AND e.at < :late_since)
       AND NOT EXISTS (
@@ -39,7 +43,7 @@ _WAITING = """
       )
       AND NOT (e.station = 'ingest' AND e.run_id <> '' AND EXISTS (
           SELECT 1 FROM production_event g
-          WHERE g.line = e.line AND g.run_id = e.run_id AND g.unit_kind = 'dataset' AND g.id > e.id
+          WHERE g.line = e.line AND g.run_id = e.run_id AND g.run_id <> '' AND g.unit_kind = 'dataset' AND g.id > e.id
       ))
       AND NOT (e.station IN ('train', 'deploy') AND e.unit_kind = 'model' AND EXISTS (
           SELECT 1 FROM production_event g

@@ -12,6 +12,8 @@ def upgrade() -> None:
         CREATE INDEX production_event_ends ON production_event (line, station, id)
             WHERE event IN ('passed', 'reworked', 'promoted', 'failed', 'held', 'scrapped', 'rolled_back')
             AND unit_kind IN ('batch', 'model', 'predictions', 'window');
+        CREATE INDEX production_event_windows ON production_event (line, id)
+            WHERE station = 'feedback' AND unit_kind = 'window' AND event IN ('passed', 'reworked');
         CREATE INDEX production_event_stops ON production_event (at, line)
             WHERE event IN ('failed', 'held', 'rolled_back');
         CREATE INDEX production_event_starts ON production_event (at, line) WHERE event = 'started';
