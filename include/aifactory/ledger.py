@@ -482,7 +482,8 @@ def _plain(value: Any) -> Any:
 
 def event_of(row: Mapping[str, Any]) -> ProductionEvent:
     """The event of a row of the table."""
-    row = {name: value for name, value in row.items() if name != "id"}
-    row["event"] = EventKind(row["event"])
-    row["reason"] = ReasonCode[row["reason"]] if row["reason"] else None
-    return ProductionEvent(**row)
+    values = dict(row)
+    values.pop("id", None)
+    values["event"] = EventKind(values["event"])
+    values["reason"] = ReasonCode[values["reason"]] if values["reason"] else None
+    return ProductionEvent(**values)
