@@ -24,7 +24,8 @@ SCHEDULER = "airflow-scheduler"
 DAG_PROCESSOR = "airflow-dags"
 TRIGGERER = "airflow-triggerer"
 PARTS = (API_SERVER, SCHEDULER, DAG_PROCESSOR, TRIGGERER)
-USERS = {"admin": "admin", "viewer": "viewer"}
+USERS = {"admin": "admin", "operator": "user", "viewer": "viewer"}
+"""Names and Airflow's simple roles: a `user` runs DAGs and decides in them; connections and pools are an admin's."""
 _POOL_KEEPERS_ROLE = "op"
 """The least of Airflow's simple roles that may change pools."""
 LOG_RETENTION_DAYS = 60

@@ -209,7 +209,7 @@ class AirflowApi:
 
 
 def airflow_api(settings: Settings, user: str = "admin") -> AirflowApi:
-    """The plant's Airflow, as `admin` or as `viewer`."""
+    """The plant's Airflow, as `admin`, `operator` or `viewer`."""
     return AirflowApi(settings, *login(settings, user))
 
 

@@ -67,6 +67,7 @@ _GENERATORS: dict[str, Callable[[], str]] = {
     "PLANT_DB_MLFLOW_PASSWORD": _token,
     "PLANT_DB_FACTORY_PASSWORD": _token,
     "PLANT_AIRFLOW_ADMIN_PASSWORD": _token,
+    "PLANT_AIRFLOW_OPERATOR_PASSWORD": _token,
     "PLANT_AIRFLOW_VIEWER_PASSWORD": _token,
     "AIF_CAPACITY_PASSWORD": _token,
     "PLANT_AIRFLOW_FERNET_KEY": _fernet_key,

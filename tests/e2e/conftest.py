@@ -21,10 +21,11 @@ def running(
     tmp_path_factory: pytest.TempPathFactory, environments: None, demo_reports: dict[str, Any]
 ) -> Iterator[RunningPlant]:
     home = tmp_path_factory.mktemp("plant")
+    lines = lines_that_do_not_start_by_themselves(tmp_path_factory.mktemp("lines"))
     ports = plant.free_ports(6, block=32)
     environment = os.environ | {
         "AIF_HOME": str(home),
-        "AIF_LINES_DIR": str(lines_that_do_not_start_by_themselves(tmp_path_factory.mktemp("lines"))),
+        "AIF_LINES_DIR": str(lines),
         "PYTHONPATH": str(REPOSITORY / "include"),
         "AIF_AIRFLOW_PORT": str(ports[0]),
         "AIF_MLFLOW_PORT": str(ports[1]),
@@ -38,7 +39,7 @@ def running(
         done = self.command("demo")
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
         self.report = demo_reports["embedded"] = json.loads((home / "demo" / "report.json").read_text())
-        self.settings = plant.load(home)
+        self.settings = plant.load(home).model_copy(update={"lines_dir": lines})
         yield self
     finally:
         stopped = self.command("down", timeout=180)

@@ -6,21 +6,17 @@ The reckoning here shares no code with `aifactory.kpi`: it reads the ledger's ta
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import cached_property
 from statistics import median
 from typing import Any
 
 import httpx
-import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 from tests.running_plant import RunningPlant
 
-from aifactory.ledger import EventKind
 from aifactory.line import find_line
-from aifactory.store import Store
 from plant.api import AirflowApi
 from plant.secrets import ensure_secrets
 
@@ -300,49 +296,3 @@ def test_a_viewer_reads_and_may_not_decide_and_a_stranger_gets_nothing(running: 
     word = {"id": "whatever", "why": "because"}
     assert viewer.client.post(f"/floor/api/v1/lines/{LINE}/acknowledgements", json=word).status_code == 403
     assert running.api.client.post(f"/floor/api/v1/lines/{LINE}/acknowledgements", json=word).status_code == 404
-
-
-@pytest.fixture
-def day_with_a_bad_row(running: RunningPlant) -> Iterator[str]:
-    """The newest day, its weather with a wind that cannot be; the good file is put back, and taken in, at the end."""
-    settings, spec = running.settings, find_line(running.settings.lines_dir, LINE)
-    day = running.report["nights"][-1]["day"]
-    world = Store(
-        settings,
-        settings.landing_bucket,
-        access_key=settings.world_access_key,
-        secret_key=settings.world_secret_key.get_secret_value(),
-    )
-    key = spec.source.key("weather", day)
-    good = world.get(key)
-    table = world.get_table(key)
-    wind = [1048.0, *table["wind_speed"].to_pylist()[1:]]
-    at = table.schema.get_field_index("wind_speed")
-    world.put_table(key, table.set_column(at, table.schema.field(at), pa.array(wind, table.schema.field(at).type)))
-    yield day
-    world.put(key, good)
-    _ingest(running, day)
-
-
-def _ingest(running: RunningPlant, day: str) -> None:
-    run = running.api.trigger_dag(f"{LINE}.ingest", conf={"partition": day})
-    assert running.api.wait_run(f"{LINE}.ingest", run, timeout_s=600) == "success"
-
-
-def test_a_released_row_is_accepted_by_the_next_run(running: RunningPlant, day_with_a_bad_row: str) -> None:
-    client, base, day = running.api.client, f"/floor/api/v1/lines/{LINE}/quarantine", day_with_a_bad_row
-    _ingest(running, day)
-    [batch] = [b for b in client.get(base).json()["items"] if b["day"] == day]
-    assert (batch["table"], batch["num_rows"], batch["held"]) == ("weather", 1, False)
-    path = f"{base}/weather/{day}"
-    [row] = client.get(path).json()["items"]
-    assert (row["row_number"], row["row"]["wind_speed"], row["reason"]) == (0, 1048.0, "VALUE_OUT_OF_RANGE")
-    word = {"decision": "released", "row_numbers": [0], "source_etag": row["source_etag"], "why": "it was a tornado"}
-    answer = client.post(f"{path}/decisions", json=word)
-    assert answer.status_code == 200, answer.text
-    _ingest(running, day)
-    assert client.get(path).status_code == 404
-    accepted = running.factory.store.get_table(f"accepted/{LINE}/weather/date={day}.parquet")
-    assert 1048.0 in accepted["wind_speed"].to_pylist()
-    [told] = running.factory.ledger.events(line=LINE, unit=day, kind=EventKind.OVERRIDDEN)
-    assert (told.detail["by"], told.detail["why"]) == ("admin", "it was a tornado")

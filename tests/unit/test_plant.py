@@ -230,7 +230,7 @@ def test_the_pools_have_a_keeper_of_a_small_role(settings: Settings) -> None:
     folder = airflow.home(settings)
     parser = configparser.ConfigParser()
     parser.read(folder / "airflow.cfg")
-    assert parser["core"]["simple_auth_manager_users"] == "admin:admin,viewer:viewer,capacity:op"
+    assert parser["core"]["simple_auth_manager_users"] == "admin:admin,operator:user,viewer:viewer,capacity:op"
     passwords = json.loads((folder / "passwords.json").read_text())
     told = load_settings(settings.home).capacity_password
     assert passwords["capacity"] == told.get_secret_value() == values["AIF_CAPACITY_PASSWORD"]
