@@ -289,7 +289,7 @@ def decide_first(spec: LineSpec, num_days: int, newest_day: str, called_on: Sequ
         newest_day: the newest of them.
         called_on: days on which the first model was called for before.
     """
-    last, needed = max(called_on, default=""), spec.dataset.min_train_days + spec.dataset.min_holdout_days
+    last, needed = max(called_on, default=""), spec.dataset.min_train_days + spec.dataset.holdout_days
     if num_days < needed:
         return Decision(False, None, f"there are {num_days} days of data, a first model needs {needed}")
     if last and resting(spec, last, newest_day):

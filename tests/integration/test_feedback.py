@@ -123,7 +123,7 @@ def test_nothing_to_judge_is_no_failure(factory: Factory, line: LineSpec) -> Non
 # --- deciding
 def test_the_first_model_is_called_for_once(factory: Factory, line: LineSpec) -> None:
     f = factory
-    needed = line.dataset.min_train_days + line.dataset.min_holdout_days
+    needed = line.dataset.min_train_days + line.dataset.holdout_days
     days = days_between("2013-01-01", "2013-02-20")[:needed]
     commit_days(f, line, days[0], days[-2])
     assert not decide(f, line, None, "early")["retrain"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from aifactory import feedback
 from aifactory.line import find_line
 from aifactory.reasons import ReasonCode
 from aifactory.settings import REPOSITORY
+from aifactory.stages.train import split_days
 from aifactory.training import profile
 
 SPEC = find_line(REPOSITORY / "include" / "lines", "flight_delay")
@@ -214,7 +215,9 @@ def test_without_cooldown_there_is_still_one_call_a_day(spec):
 
 
 def test_the_first_model_waits_for_data_and_for_the_cooldown(spec):
-    needed = spec.dataset.min_train_days + spec.dataset.min_holdout_days
+    needed = spec.dataset.min_train_days + spec.dataset.holdout_days
+    days = [f"{date(2026, 1, 1) + timedelta(days=n)}" for n in range(needed)]
+    assert split_days(spec, days, None)["refit"] == days, "so that a called training is not refused for too few days"
     assert not feedback.decide_first(spec, needed - 1, "2026-06-05", []).retrain
     assert feedback.decide_first(spec, needed, "2026-06-05", []).reason is ReasonCode.FIRST_MODEL
     assert not feedback.decide_first(spec, needed, "2026-06-05", ["2026-06-05"]).retrain
