@@ -32,7 +32,7 @@ def images() -> dict[str, str]:
     return {name: f"ai-factory-{name}:{TAG}" for name in services}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # it would slow down every test that comes after
 def running(
     images: dict[str, str], tmp_path_factory: pytest.TempPathFactory, demo_reports: dict[str, Any]
 ) -> Iterator[ContainerPlant]:

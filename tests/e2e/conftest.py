@@ -16,7 +16,7 @@ import plant
 from aifactory.settings import REPOSITORY, Settings
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # it would slow down every test that comes after
 def running(
     tmp_path_factory: pytest.TempPathFactory, environments: None, demo_reports: dict[str, Any]
 ) -> Iterator[RunningPlant]:
