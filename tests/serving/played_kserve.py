@@ -103,7 +103,9 @@ class MemoryObjects:
 
     def labelled(self, resource: Resource, label: str) -> list[Object]:
         with self._lock:
-            found = [o for (kind, _), o in sorted(self._objects.items(), key=lambda each: each[0][1]) if kind == resource]
+            found = [
+                o for (kind, _), o in sorted(self._objects.items(), key=lambda each: each[0][1]) if kind == resource
+            ]
             return [copy.deepcopy(o) for o in found if label in o["metadata"].get("labels", {})]
 
     def replace(self, resource: Resource, body: Object) -> None:
