@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ from aifactory.serving.receiver.events import (
     signature_of,
 )
 from aifactory.serving.receiver.exchanges import Exchange, Exchanges, Key, Role, Said
-from aifactory.serving.server.oip import Refusal
+from aifactory.serving.server.oip import Refusal, answer_json
 
 AT = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 SIGNATURE = signature_of({"features": FEATURES})
@@ -95,6 +97,15 @@ def test_scores_are_read_as_json_and_as_bytes_behind_it() -> None:
     ]
     head = json.dumps({"model_name": "größe", "outputs": outputs}, ensure_ascii=False).encode()
     assert scores_of(head + struct.pack("<3f", 9, 0.5, 0.75)).tolist() == [0.5, 0.75]
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_the_answers_of_the_factorys_own_server_are_read(binary: bool) -> None:
+    asked = request_of(Event("n", answer=False), request_body("größe", rows=3), SIGNATURE)
+    asked = replace(asked, binary=frozenset({"probability"} if binary else ()))
+    scores = np.array([0.1, 0.5, 0.9], np.float32)
+    body, _ = answer_json("flight_delay", "2", asked, {"probability": scores}, SIGNATURE)
+    assert scores_of(body).tolist() == scores.tolist()
 
 
 @pytest.mark.parametrize(
