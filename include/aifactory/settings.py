@@ -175,14 +175,22 @@ class Settings(BaseSettings):
     )
     kserve_namespace: str = Field("ai-factory", description="Namespace of the InferenceServices, one a line.")
     kserve_gateway: str = Field(
-        "kserve/kserve-ingress-gateway", description="KServe's Gateway, namespace/name: shadow's route hangs on it too."
+        "kserve/kserve-ingress-gateway",
+        description="KServe's Gateway, namespace/name: a trial's route hangs on it too.",
     )
     kserve_domain: str = Field("example.com", description="KServe's ingressDomain: <service>-<namespace>.<domain>.")
     kserve_runtime: str = Field("kserve-tritonserver", description="The (Cluster)ServingRuntime of Triton.")
     kserve_service_account: str = Field(
         "ai-factory-serving", description="Service account whose secret has the key that models are fetched from S3 by."
     )
-    kserve_logger_url: str = Field("", description="Where requests and answers are logged to; empty: KServe's default.")
+    kserve_logger_url: str = Field(
+        "", description="URL of the receiver of logged requests; empty: the Service that its manifests make."
+    )
+    kserve_log_secret: str = Field(
+        "ai-factory-log",
+        description="Secret of the namespace with the receiver's S3 key, AIF_S3_ACCESS_KEY and ..._SECRET_KEY.",
+    )
+    serving_image: str = Field("ai-factory-serving:dev", description="Image of that receiver.")
 
     # --- work
     threads: int = Field(2, ge=1, description="Threads that one piece of work may use.")

@@ -48,6 +48,15 @@ class CustomObjectsConformance:
     def test_what_is_not_there_is_none(self, cluster: ObjectsWithStatus) -> None:
         assert cluster.get(INFERENCE_SERVICES, "nothing") is None
 
+    def test_what_has_a_label_is_listed_and_nothing_else(self, cluster: ObjectsWithStatus, body: Object) -> None:
+        assert cluster.labelled(INFERENCE_SERVICES, kserve.LINE_LABEL) == []
+        cluster.create(INFERENCE_SERVICES, body)
+        other = {**body, "metadata": {**body["metadata"], "name": "another", "labels": {"team": "theirs"}}}
+        cluster.create(INFERENCE_SERVICES, other)
+        (found,) = cluster.labelled(INFERENCE_SERVICES, kserve.LINE_LABEL)
+        assert found["metadata"]["name"] == body["metadata"]["name"]
+        assert kserve.document(found) == kserve.document(body)
+
     def test_a_name_is_made_once(self, cluster: ObjectsWithStatus, body: Object) -> None:
         cluster.create(INFERENCE_SERVICES, body)
         with pytest.raises(Conflict):
@@ -106,7 +115,7 @@ class CustomObjectsConformance:
         traffic = documents()[number]
         bodies: list[tuple[Resource, Object]] = [
             (INFERENCE_SERVICES, kserve.inference_service(a_line(), traffic, place)),
-            (HTTP_ROUTES, kserve.shadow_route(a_line().line, traffic, place)),
+            (HTTP_ROUTES, kserve.trial_route(a_line().line, traffic, place)),
         ]
         for resource, body in bodies:
             cluster.create(resource, body)

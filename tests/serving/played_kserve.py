@@ -32,7 +32,7 @@ PLACE = Place(
     domain="example.com",
     runtime="kserve-tritonserver",
     service_account="ai-factory-serving",
-    logger_url="",
+    log_url="http://ai-factory-log.ai-factory",
 )
 FILES = {INFERENCE_SERVICES: "inferenceservice.json", HTTP_ROUTES: "httproute.json"}
 
@@ -70,7 +70,10 @@ def pruned(value: Any, schema: dict[str, Any]) -> Any:
 
 
 class ObjectsWithStatus(CustomObjects, Protocol):
-    """What a controller needs besides."""
+    """What a controller and the receiver need besides."""
+
+    def labelled(self, resource: Resource, label: str) -> list[Object]:
+        """All objects that have a label."""
 
     def put_status(self, resource: Resource, body: Object) -> None:
         """Write the status of an object that was read before."""
@@ -97,6 +100,13 @@ class MemoryObjects:
             kept = pruned(copy.deepcopy(body), schema_of(resource))
             kept.pop("status", None)
             self._keep(resource, {**kept, "metadata": {**kept["metadata"], "generation": 1}})
+
+    def labelled(self, resource: Resource, label: str) -> list[Object]:
+        with self._lock:
+            found = [
+                o for (kind, _), o in sorted(self._objects.items(), key=lambda each: each[0][1]) if kind == resource
+            ]
+            return [copy.deepcopy(o) for o in found if label in o["metadata"].get("labels", {})]
 
     def replace(self, resource: Resource, body: Object) -> None:
         with self._lock:

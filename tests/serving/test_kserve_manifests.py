@@ -81,7 +81,7 @@ def cases(draw: st.DrawFn) -> tuple[LineSpec, Traffic, Place, Refusal | None]:
         domain="models.example.com",
         runtime="kserve-tritonserver",
         service_account="ai-factory-serving",
-        logger_url=draw(st.sampled_from(["", "http://broker.example.com/"])),
+        log_url=draw(st.sampled_from(["http://ai-factory-log.ai-factory", "http://log.example.com:8080/kserve"])),
     )
     refused = (
         Refusal(version=traffic.challenger, reason=ReasonCode.PACKAGE_INVALID, message=draw(st.text()))
@@ -107,7 +107,7 @@ def test_every_manifest_fits_the_schema_and_no_field_would_be_pruned(
 ) -> None:
     spec, traffic, place, refused = case
     service = kserve.inference_service(spec, traffic, place, refused)
-    route = kserve.shadow_route(spec.line, traffic, place)
+    route = kserve.trial_route(spec.line, traffic, place)
     for resource, body in ((INFERENCE_SERVICES, service), (HTTP_ROUTES, route)):
         validator(resource).validate(body)
         assert pruned(body, schema_of(resource)) == body
@@ -147,27 +147,47 @@ def test_every_pod_is_confined(case: tuple[LineSpec, Traffic, Place, Refusal | N
         assert predictor["model"]["securityContext"]["readOnlyRootFilesystem"] is True
         assert predictor["model"]["securityContext"]["allowPrivilegeEscalation"] is False
         assert predictor["model"]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        assert predictor["logger"]["mode"] == "all"
+        (model, agent) = [port["containerPort"] for port in predictor["model"]["ports"]]
+        assert (model, agent) == (8080, 9081), "KServe's agent asks the first one, and listens at the second"
         resources = predictor["model"]["resources"]
         assert resources["requests"] == resources["limits"]
         assert not {"0m", "0M"} & set(resources["limits"].values())
 
 
 @given(cases())
-def test_only_a_shadow_hangs_on_a_gateway_and_never_takes_from_the_champion(
+def test_only_a_trial_hangs_on_a_gateway_and_leads_to_the_agents_of_both(
     case: tuple[LineSpec, Traffic, Place, Refusal | None],
 ) -> None:
     spec, traffic, place, _ = case
-    route = kserve.shadow_route(spec.line, traffic, place)
-    assert kserve.attached(route) is (traffic.stage is Stage.SHADOW)
-    if traffic.stage is not Stage.SHADOW:
+    route = kserve.trial_route(spec.line, traffic, place)
+    assert kserve.attached(route) is (traffic.stage in (Stage.SHADOW, Stage.CANARY))
+    if traffic.stage not in (Stage.SHADOW, Stage.CANARY):
         return
     (rule,) = route["spec"]["rules"]
-    service = kserve.service_name(spec.line)
-    assert [b["name"] for b in rule["backendRefs"]] == [f"{service}-v{traffic.champion}-predictor"]
-    (mirror,) = rule["filters"]
-    assert mirror["requestMirror"]["backendRef"]["name"] == f"{service}-v{traffic.challenger}-predictor"
+    champion, challenger = (
+        {"name": f"{kserve.service_name(spec.line)}-v{version}-predictor", "port": 9081}
+        for version in (traffic.champion, traffic.challenger)
+    )
+    if traffic.stage is Stage.SHADOW:
+        assert rule["backendRefs"] == [champion]
+        assert rule["filters"] == [{"type": "RequestMirror", "requestMirror": {"backendRef": challenger}}]
+    elif traffic.champion != traffic.challenger:
+        shares = [{**champion, "weight": 100 - traffic.percent}, {**challenger, "weight": traffic.percent}]
+        assert rule["backendRefs"] == shares
+        assert "filters" not in rule
     assert rule["matches"] == [{"method": "POST", "path": {"type": "Exact", "value": f"/v2/models/{spec.line}/infer"}}]
+
+
+@given(cases())
+def test_a_version_logs_to_its_own_address_whatever_its_part_is(
+    case: tuple[LineSpec, Traffic, Place, Refusal | None],
+) -> None:
+    spec, traffic, place, refused = case
+    service = kserve.inference_service(spec, traffic, place, refused)
+    for predictor in (service["spec"]["predictor"], *(c["predictor"] for c in service["spec"]["canary"])):
+        where = f"/{spec.line}/{predictor['name'].removeprefix('v')}" if "name" in predictor else ""
+        headers = ["X-Request-Id", "Inference-Header-Content-Length"]
+        assert predictor["logger"] == {"mode": "all", "url": f"{place.log_url}{where}", "metadataHeaders": headers}
 
 
 @given(_NAMES, _NAMES)
@@ -200,7 +220,7 @@ def test_the_strict_schema_sees_what_an_api_server_would_lose_or_refuse(
     body = (
         kserve.inference_service(a_line(), shadow, PLACE)
         if resource is INFERENCE_SERVICES
-        else kserve.shadow_route(a_line().line, shadow, PLACE)
+        else kserve.trial_route(a_line().line, shadow, PLACE)
     )
     validator(resource).validate(body)
     place: Any = body

@@ -76,12 +76,14 @@ def route(memory: MemoryObjects) -> Object:
 
 
 def share_of(version: str, memory: MemoryObjects) -> int:
-    """Percent of the live requests that KServe and the shadow's route give to a version."""
+    """Percent of the live requests that KServe and the trial's route give to a version."""
     name = kserve.predictor_name(version)
-    there, shadow = service(memory), memory.get(HTTP_ROUTES, kserve.route_name(LINE))
-    if shadow and kserve.attached(shadow):
-        (backend,) = shadow["spec"]["rules"][0]["backendRefs"]
-        return 100 if backend["name"].endswith(f"-{name}-predictor") else 0
+    there, trial = service(memory), memory.get(HTTP_ROUTES, kserve.route_name(LINE))
+    if trial and kserve.attached(trial):
+        backends = trial["spec"]["rules"][0]["backendRefs"]
+        mine = [b.get("weight", 100) for b in backends if b["name"].endswith(f"-{name}-predictor")]
+        assert sum(b.get("weight", 100) for b in backends) == 100
+        return sum(mine)
     canaries = {c["predictor"]["name"]: c["trafficPercent"] for c in there["spec"]["canary"]}
     if there["spec"]["predictor"].get("name") == name:
         return 100 - sum(canaries.values())
@@ -160,7 +162,7 @@ def test_a_writer_that_dies_after_any_write_leaves_what_the_next_one_finishes(
     there = world.adapter.wanted()
     assert there in (before, following)
     assert observed(world).generation == there.generation
-    assert kserve.attached(route(memory)) is (there.stage is Stage.SHADOW)
+    assert kserve.attached(route(memory)) is (there.stage in (Stage.SHADOW, Stage.CANARY))
     put(world, following)
     assert (world.adapter.wanted(), observed(world).generation) == (following, following.generation)
     assert shares

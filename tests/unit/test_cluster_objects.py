@@ -91,6 +91,7 @@ def acts(objects: ClusterObjects) -> dict[str, Callable[[], object]]:
         "get": lambda: objects.get(INFERENCE_SERVICES, "x"),
         "create": lambda: objects.create(INFERENCE_SERVICES, BODY),
         "replace": lambda: objects.replace(INFERENCE_SERVICES, BODY),
+        "list": lambda: objects.labelled(INFERENCE_SERVICES, "ai-factory/line"),
     }
 
 
@@ -100,15 +101,15 @@ def acts(objects: ClusterObjects) -> dict[str, Callable[[], object]]:
         ("create", 409, Conflict, None),
         ("replace", 409, Conflict, None),
         ("replace", 404, Conflict, None),
-        ("create", 404, Defect, ReasonCode.CLUSTER_DENIED),
+        *((act, 404, Defect, ReasonCode.CLUSTER_DENIED) for act in ("create", "list")),
         *(
             (act, code, Defect, ReasonCode.CLUSTER_DENIED)
-            for act in ("get", "create", "replace")
+            for act in ("get", "create", "replace", "list")
             for code in (401, 403, 422)
         ),
         *(
             (act, code, InfrastructureFault, ReasonCode.CLUSTER_UNREACHABLE)
-            for act in ("get", "create", "replace")
+            for act in ("get", "create", "replace", "list")
             for code in (429, 500, 503)
         ),
     ],
@@ -122,7 +123,7 @@ def test_what_an_answer_becomes(
     reason: ReasonCode | None,
 ) -> None:
     monkeypatch.setattr(Answers, "status", status)
-    with pytest.raises(kind, match="inferenceservices/x") as caught:
+    with pytest.raises(kind, match="inferenceservices" if act == "list" else "inferenceservices/x") as caught:
         acts(objects)[act]()
     assert reason is None or caught.value.reason is reason
 

@@ -1,14 +1,18 @@
 """What KServe is to run for a line, and what it says that it runs. Pure; `kserveadapter` speaks to the cluster.
 
-A line is one InferenceService in Standard mode (`spec.canary`, since KServe 0.20), and one HTTPRoute for the shadow:
+A line is one InferenceService in Standard mode (`spec.canary`, since KServe 0.20), and one HTTPRoute for trials:
 
 * every version is a predictor of its own name, `v<version>`: the champion is `spec.predictor`, the challenger
   `spec.canary[0]` with its percentage. A slot's name would not do, for KServe calls a canary ready as soon as any pod
   of its Deployment is, and that may still be a pod of the version before;
 * a promotion names another predictor as the champion. No pod starts or ends by it;
 * a line without a champion keeps its first candidate off the gateway, and one without any version is stopped;
-* while a challenger is shadowed, the HTTPRoute takes the line's inference requests off KServe's own route (an exact
-  path goes before a prefix), gives them to the champion and a copy to the challenger. Else it hangs on no gateway.
+* while a challenger is tried, the HTTPRoute takes the line's inference requests off KServe's own route (an exact path
+  goes before a prefix) and gives them to the logging port of both: in shadow all to the champion and a copy to the
+  challenger, in canary each its share. Else it hangs on no gateway. KServe's own route would lead past the log: the
+  Service of a canary points at its model server, and only that of `spec.predictor` at the agent that logs;
+* every version logs to an address of its own, for events say neither of which version they are nor, of one that failed,
+  that it did (`aifactory.serving.receiver` reads them).
 
 The document itself (`traffic.Traffic`) is an annotation of the InferenceService, so it and the spec that follows from
 it change by one conditional write.
@@ -48,8 +52,13 @@ _MODE = "serving.kserve.io/deploymentMode"
 _VISIBILITY = "networking.kserve.io/visibility"
 _STOPPED = "Stopped"
 _NOT_LOADED = ("InvalidSpec", "BlockedByFailedLoad")
-_SERVICE_PORT = 80
+_MODEL_PORT, _AGENT_PORT = 8080, 9081
 _TRITON_USER = 1000
+LOG_NAME = "ai-factory-log"
+"""Name of the receiver of what is logged: its Service and all that belongs to it."""
+
+LOGGED_HEADERS = ("X-Request-Id", "Inference-Header-Content-Length")
+"""Headers of a request that its events carry, spelled as KServe's agent compares them."""
 _WRITABLE = {"scratch": "/tmp", "shared-memory": "/dev/shm"}  # noqa: S108 - where volumes are mounted
 
 
@@ -63,7 +72,7 @@ class Place:
     domain: str
     runtime: str
     service_account: str
-    logger_url: str
+    log_url: str
 
     @classmethod
     def of(cls, settings: Settings) -> Place:
@@ -75,7 +84,7 @@ class Place:
             domain=settings.kserve_domain,
             runtime=settings.kserve_runtime,
             service_account=settings.kserve_service_account,
-            logger_url=settings.kserve_logger_url,
+            log_url=settings.kserve_logger_url.rstrip("/") or f"http://{LOG_NAME}.{settings.kserve_namespace}",
         )
 
 
@@ -94,7 +103,7 @@ def service_name(line: str) -> str:
 
 def route_name(line: str) -> str:
     """Name of a line's HTTPRoute; its dot keeps it apart from the routes that KServe makes of any line."""
-    return f"{service_name(line)}.shadow"
+    return f"{service_name(line)}.trial"
 
 
 def repository_prefix(line: str, version: str) -> str:
@@ -151,10 +160,10 @@ def inference_service(spec: LineSpec, traffic: Traffic, place: Place, refused: R
     }
 
 
-def shadow_route(line: str, traffic: Traffic, place: Place) -> Object:
-    """The HTTPRoute that a document asks for: one that mirrors in shadow, and else one that hangs on no gateway."""
+def trial_route(line: str, traffic: Traffic, place: Place) -> Object:
+    """The HTTPRoute that a document asks for: it mirrors in shadow, splits in canary, and else hangs on no gateway."""
     route: Object = {"parentRefs": []}
-    if traffic.stage is Stage.SHADOW and traffic.champion and traffic.challenger:
+    if traffic.stage in (Stage.SHADOW, Stage.CANARY) and traffic.champion and traffic.challenger:
         namespace, _, gateway = place.gateway.rpartition("/")
         route = {
             "parentRefs": [{"name": gateway, **({"namespace": namespace} if namespace else {})}],
@@ -162,10 +171,7 @@ def shadow_route(line: str, traffic: Traffic, place: Place) -> Object:
             "rules": [
                 {
                     "matches": [{"method": "POST", "path": {"type": "Exact", "value": f"/v2/models/{line}/infer"}}],
-                    "filters": [
-                        {"type": "RequestMirror", "requestMirror": {"backendRef": _backend(line, traffic.challenger)}}
-                    ],
-                    "backendRefs": [_backend(line, traffic.champion)],
+                    **_backends(line, traffic, traffic.champion, traffic.challenger),
                 }
             ],
         }
@@ -213,6 +219,11 @@ def _predictor(spec: LineSpec, place: Place, version: str | None) -> Object:
         "protocolVersion": "v2",
         "runtime": place.runtime,
         "resources": {"requests": quantities, "limits": quantities},
+        # The first is Triton's. A Service has both, and its second leads to the agent in the same pod, canary or not
+        "ports": [
+            {"name": "http", "containerPort": _MODEL_PORT, "protocol": "TCP"},
+            {"name": "http-logged", "containerPort": _AGENT_PORT, "protocol": "TCP"},
+        ],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -227,7 +238,7 @@ def _predictor(spec: LineSpec, place: Place, version: str | None) -> Object:
     return {
         **named,
         "model": model,
-        "logger": {"mode": "all", **({"url": place.logger_url} if place.logger_url else {})},
+        "logger": _logger(spec.line, version, place),
         "serviceAccountName": place.service_account,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -256,8 +267,22 @@ def predictor_name(version: str) -> str:
     return f"v{version}"
 
 
+def _backends(line: str, traffic: Traffic, champion: str, challenger: str) -> Object:
+    if traffic.stage is Stage.CANARY:
+        shares = {champion: 100 - traffic.percent, challenger: traffic.percent}
+        return {"backendRefs": [{**_backend(line, version), "weight": share} for version, share in shares.items()]}
+    mirror = {"type": "RequestMirror", "requestMirror": {"backendRef": _backend(line, challenger)}}
+    return {"filters": [mirror], "backendRefs": [_backend(line, champion)]}
+
+
 def _backend(line: str, version: str) -> Object:
-    return {"name": f"{service_name(line)}-{predictor_name(version)}-predictor", "port": _SERVICE_PORT}
+    return {"name": f"{service_name(line)}-{predictor_name(version)}-predictor", "port": _AGENT_PORT}
+
+
+def _logger(line: str, version: str | None, place: Place) -> Object:
+    """Requests and answers to the receiver; its address never changes for a version, so no pod starts anew by it."""
+    where = f"/{line}/{version}" if version else ""
+    return {"mode": "all", "url": f"{place.log_url}{where}", "metadataHeaders": list(LOGGED_HEADERS)}
 
 
 # --- reading

@@ -5,11 +5,11 @@ here no controller of ours follows documents, so a writer that died between S3 a
 that nothing follows. So document and spec are one object, changed by one write that the API server refuses where the
 object has changed since it was read (`resourceVersion`); and KServe follows the spec without us.
 
-*The shadow's route* is a second object, and the champion must not have less than the document says between two writes:
-a route that is attached is taken off its gateway before a document without shadow is written, and attached after one
-with. Every document writes the route, so the slower of two writers meets a conflict and looks at the document again.
-Where a writer dies between the two, the generation annotated on the route is another one, the document is not in
-force, and the next `observe` or `apply` of anybody finishes the work.
+*The trial's route* is a second object, and the champion must not have less than the document says between two writes:
+a route that is attached is taken off its gateway before a document without a trial is written, and attached, or given
+another share, after one with. Every document writes the route, so the slower of two writers meets a conflict and looks
+at the document again. Where a writer dies between the two, the generation annotated on the route is another one, the
+document is not in force, and the next `observe` or `apply` of anybody finishes the work.
 """
 
 from __future__ import annotations
@@ -114,6 +114,14 @@ class ClusterObjects:
             return
         raise Defect(ReasonCode.CLUSTER_DENIED, f"{what}: {answer.said}; see that namespace and CRD are installed")
 
+    def labelled(self, resource: Resource, label: str) -> list[Object]:
+        """All objects that have a label, whatever its value; none where there are none."""
+        what = f"list {resource.plural}"
+        with _errors(what) as answer:
+            found = self._api.list_namespaced_custom_object(**self._where(resource), label_selector=label)
+            return list(found["items"])
+        raise Defect(ReasonCode.CLUSTER_DENIED, f"{what}: {answer.said}; see that namespace and CRD are installed")
+
     def replace(self, resource: Resource, body: Object) -> None:
         """See `CustomObjects`."""
         name = body["metadata"]["name"]
@@ -190,7 +198,7 @@ class KServeAdapter:
         return kserve.document(service) if service else Traffic(line=self._spec.line, since=self._now())
 
     def apply(self, traffic: Traffic) -> None:
-        """One conditional write of document and spec, with the shadow's route before or after it.
+        """One conditional write of document and spec, with the trial's route before or after it.
 
         Raises:
             PackageDefect: the champion's package is not to be served; nothing is changed. A challenger's is annotated.
@@ -226,15 +234,15 @@ class KServeAdapter:
 
     def _write(self, traffic: Traffic, before: Traffic, body: Object) -> None:
         """Write a document, if the last one is still the one before it; a status that changes does no harm."""
-        shadow = kserve.shadow_route(self._spec.line, traffic, self._place)
+        trial = kserve.trial_route(self._spec.line, traffic, self._place)
         for _ in range(_MOST_TRIES):
             route, service = self._route(), self._service()
             now = kserve.document(service) if service else None
             if now is not None and now.generation != before.generation:
                 raise self._overtaken(now, traffic)
             try:
-                if route and kserve.attached(route) and not kserve.attached(shadow):
-                    self._cluster.replace(HTTP_ROUTES, {**route, "spec": shadow["spec"]})
+                if route and kserve.attached(route) and not kserve.attached(trial):
+                    self._cluster.replace(HTTP_ROUTES, {**route, "spec": trial["spec"]})
                 if service:
                     self._cluster.replace(INFERENCE_SERVICES, kserve.laid_over(service, body))
                 else:
@@ -256,12 +264,12 @@ class KServeAdapter:
         return None
 
     def _settle_route(self) -> Object | None:
-        """Make the shadow's route as the document says that is the last one after it was written."""
+        """Make the trial's route as the document says that is the last one after it was written."""
         for _ in range(_MOST_TRIES):
             route, service = self._route(), self._service()  # in this order: a route read first cannot be the newer one
             if service is None:
                 return route
-            wanted = kserve.shadow_route(self._spec.line, kserve.document(service), self._place)
+            wanted = kserve.trial_route(self._spec.line, kserve.document(service), self._place)
             try:
                 if route is None:
                     self._cluster.create(HTTP_ROUTES, wanted)

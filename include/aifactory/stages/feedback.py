@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from aifactory import feedback as rules
@@ -19,7 +18,8 @@ from aifactory.packaging import read_manifest
 from aifactory.reasons import ReasonCode
 from aifactory.registry import Champion
 from aifactory.reports import new_figure, write_report
-from aifactory.serving import live, traffic
+from aifactory.rollout import open_adapter
+from aifactory.serving import live
 from aifactory.store import Conflict
 
 if TYPE_CHECKING:
@@ -263,8 +263,10 @@ def _windows_of(f: Factory, spec: LineSpec, champion: Champion | None) -> list[d
 
 def _live_slot(f: Factory, spec: LineSpec, champion: Champion) -> str | None:
     """The slot that the champion serves live requests from; None where it does not."""
-    document = traffic.read(f.store, spec.line, datetime.now(UTC))
-    return document.champion_slot if spec.deployment.online and document.champion == champion.version else None
+    if not spec.deployment.online:
+        return None
+    document = open_adapter(f, spec).wanted()
+    return document.champion_slot if document.champion == champion.version else None
 
 
 def _record(

@@ -1,7 +1,4 @@
-"""Probation: a champion that breaks a limit on live answers soon after its promotion is taken back by itself.
-
-Of what the plant's own slots answer; where KServe serves, nothing logs answers for the factory yet.
-"""
+"""Probation: a champion that breaks a limit on live answers soon after its promotion is taken back by itself."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from aifactory import feedback as rules
 from aifactory.factory import Factory
 from aifactory.line import LineSpec
 from aifactory.reasons import ReasonCode
+from aifactory.rollout import open_adapter
 from aifactory.serving import live, traffic
 from aifactory.stages.deploy import rollback
 from aifactory.stages.feedback import live_verdict, served_rows
@@ -33,8 +31,9 @@ def watch(f: Factory, spec: LineSpec) -> dict[str, Any]:
         breach, explanation; where there is a breach: version, to (the champion before it), metrics, violations.
     """
     now = datetime.now(UTC)
-    document, champion = traffic.read(f.store, spec.line, now), f.registry(spec).champion()
-    if not spec.deployment.online or not traffic.soon_after_promotion(document, spec.deployment, now):
+    document = open_adapter(f, spec).wanted() if spec.deployment.online else None
+    champion = f.registry(spec).champion()
+    if document is None or not traffic.soon_after_promotion(document, spec.deployment, now):
         return _kept("no champion is on probation")
     if champion is None or champion.version != document.champion:
         return _kept(f"version {document.champion} is not released for batches (yet)")
