@@ -297,7 +297,7 @@ def test_the_world_gets_no_secret_of_the_factory(settings: Settings) -> None:
     for program in world.prepare(settings, values):
         text = " ".join([*program.command, *program.environment.values()])
         hidden = [k for k in values if k.startswith(("PLANT_", "AIF_S3_ACCESS", "AIF_S3_SECRET", "AIF_LEDGER"))]
-        assert len(hidden) == 18
+        assert len(hidden) == 19
         assert not [name for name in hidden if values[name] in text]
         assert load_settings(Path(program.environment["AIF_HOME"])).s3_access_key == ""
 
