@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -382,6 +382,18 @@ def test_a_hold_waits_until_its_unit_is_good(floor: Floor) -> None:
     assert waits() == ["held"], "one unit waits once"
     tell(EventKind.PASSED, 7)
     assert waits() == []
+
+
+def test_what_the_raw_gate_holds_leads_to_the_quarantine_and_refused_features_to_the_batch(floor: Floor) -> None:
+    line = floor.specs[2].line
+    hold = ProductionEvent(
+        line, "ingest", "batch", "2026-01-02", EventKind.HELD, uuid.uuid4().hex, ReasonCode.VOLUME_ABNORMAL
+    )
+    refused = {"reason": ReasonCode.FEATURE_GATE, "detail": {"step": ingest.FEATURE_STEP}}
+    floor.f.ledger.record_many([hold, replace(hold, unit="2026-01-03", key=uuid.uuid4().hex, **refused)])
+    hrefs = {w["unit"]: w["href"] for w in floor.get(f"/lines/{line}/attention")["items"]}
+    assert hrefs["2026-01-02"].endswith("/quarantine")
+    assert hrefs["2026-01-03"].endswith("/units/batch/2026-01-03")
 
 
 def test_a_store_that_is_away_at_ingest_is_on_the_record_and_waits_until_the_run_goes_on(floor: Floor) -> None:

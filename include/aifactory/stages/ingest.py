@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from statistics import median
 from types import ModuleType
@@ -35,7 +35,12 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+    from aifactory.ledger import EventKind, ProductionEvent
+
 log = logging.getLogger(__name__)
+
+FEATURE_STEP = "build_features"
+"""Tells in the detail of an event of a batch that the feature gate said it, not the raw gate."""
 
 
 @dataclass(frozen=True)
@@ -440,7 +445,7 @@ def build_features(
         carry_out: has the SQL run elsewhere; default here. The gate is here always.
 
     Raises:
-        GateRefused: FEATURE_GATE, or GATE_BROKEN.
+        GateRefused: FEATURE_GATE, or GATE_BROKEN; these days are held, on the record.
     """
     with _faults_recorded(f, spec, days, run, "build_features"):
         return _build_features(f, spec, days, run, carry_out)
@@ -451,9 +456,20 @@ def _build_features(
 ) -> dict[str, Any]:
     import pyarrow.compute as pc
 
-    targets = sorted({*days, *_dependents(f, spec, days)})
+    begun = time.monotonic()
+    there = _days_in_dataset(f, spec)
+    targets = sorted({*days, *(_looking_back(spec, days) & there)})
     built = _built(f, spec, targets, carry_out)
-    docs = _gate_features(f, spec, built, days)
+    docs, refusal = _gate_features(f, spec, built, days)
+    work: dict[str, Any] = {
+        "run_id": run,
+        "duration_s": (time.monotonic() - begun) / len(days),
+        "detail": {"step": FEATURE_STEP, "docs": docs},
+    }
+    if refusal:
+        _hold(f, spec, {day: day in there for day in days}, refusal, work)
+        raise refusal
+    _take_holds_back(f, spec, targets, work)
     staged: dict[str, str] = {}
     for day in targets:
         staged[day] = f"staging/{spec.line}/{run}/date={day}.parquet"
@@ -474,31 +490,99 @@ def _built(f: Factory, spec: LineSpec, days: Sequence[str], carry_out: CarryOut 
         return f.store.get_table(made["table"])
 
 
-def _dependents(f: Factory, spec: LineSpec, days: Sequence[str]) -> set[str]:
-    """Partitions of the newest dataset version whose features look back on these days."""
+def _days_in_dataset(f: Factory, spec: LineSpec) -> set[str]:
+    """Partitions of the newest dataset version."""
     latest = f.datasets(spec).latest()
-    if latest is None:
-        return set()
-    there = set(f.datasets(spec).days(latest.revision))
+    return set(f.datasets(spec).days(latest.revision)) if latest else set()
+
+
+def _looking_back(spec: LineSpec, days: Sequence[str]) -> set[str]:
+    """Partitions whose features look back on these days."""
     reach = range(1, spec.dataset.lookback_days + 1)
-    return {(date.fromisoformat(d) + timedelta(days=n)).isoformat() for d in days for n in reach} & there
+    return {(date.fromisoformat(d) + timedelta(days=n)).isoformat() for d in days for n in reach}
 
 
-def _gate_features(f: Factory, spec: LineSpec, built: pa.Table, days: Sequence[str]) -> str:
-    """GX on the built features: all or nothing, because a wrong feature is wrong code, not a wrong row."""
+def _gate_features(
+    f: Factory, spec: LineSpec, built: pa.Table, days: Sequence[str]
+) -> tuple[str | None, GateRefused | None]:
+    """GX on the built features: all or nothing, because a wrong feature is wrong code, not a wrong row.
+
+    Returns:
+        key of the Data Docs (None where the gate could not run), and the refusal.
+    """
     suites = gates.load_suites(f.settings, spec)
-    with gates.connect(f.settings) as con:
-        verdict = gates.judge(suites.features(spec), built, con)
+    try:
+        with gates.connect(f.settings) as con:
+            verdict = gates.judge(suites.features(spec), built, con)
+    except GateRefused as broken:
+        return None, broken
     first, last = min(days), max(days)
     span = first if first == last else f"{first}_{last}"
     docs = gates.publish_docs(f, {"features": verdict}, f"reports/{spec.line}/ingest/{span}/features")
     missing = sorted(set(days) - set(built.column("date").unique().to_pylist()))
     if missing:
-        raise GateRefused(ReasonCode.FEATURE_GATE, f"no features were built for {missing}; see {docs}")
+        return docs, GateRefused(ReasonCode.FEATURE_GATE, f"no features were built for {missing}; see {docs}")
     if not verdict.passed:
         named = "; ".join(f"{x.expectation} ({x.num_failed} rows)" for x in verdict.failures)
-        raise GateRefused(ReasonCode.FEATURE_GATE, f"the features of {span} are refused: not {named}; see {docs}")
-    return docs
+        message = f"the features of {span} are refused: not {named}; see {docs}"
+        return docs, GateRefused(ReasonCode.FEATURE_GATE, message)
+    return docs, None
+
+
+def _hold(f: Factory, spec: LineSpec, days: Mapping[str, bool], refusal: GateRefused, work: dict[str, Any]) -> None:
+    """Put on the record that partitions which the raw gate had passed are held whole; once for each such pass.
+
+    Args:
+        f: the open factory.
+        spec: the line.
+        days: partition key -> whether the dataset holds it, as it was before.
+        refusal: why.
+        work: run_id, duration_s and detail of each event.
+    """
+    from aifactory.ledger import GOOD, EventKind
+
+    passed = f.ledger.newest(spec.line, "ingest", "batch", days, GOOD)
+    why = {"reasons": [refusal.reason.value], "message": refusal.message[:2000]}
+    f.ledger.record_many(
+        [
+            _said_of(
+                e,
+                EventKind.HELD,
+                f"{e.key} {FEATURE_STEP} {refusal.reason}",
+                work | {"detail": {**work["detail"], **why, "in_dataset": days[day]}},
+                reason=refusal.reason,
+                num_good=0,
+                num_bad=e.num_in,
+            )
+            for day, e in passed.items()
+        ]
+    )
+
+
+def _take_holds_back(f: Factory, spec: LineSpec, days: Sequence[str], work: Mapping[str, Any]) -> None:
+    """Put on the record that partitions which this gate held have passed after all; once for each hold."""
+    from aifactory.ledger import GOOD, EventKind
+
+    ends = f.ledger.newest(spec.line, "ingest", "batch", days, [*GOOD, EventKind.HELD])
+    holds = {day: e for day, e in ends.items() if e.event is EventKind.HELD and e.detail.get("step") == FEATURE_STEP}
+    passed = f.ledger.newest(spec.line, "ingest", "batch", holds, GOOD)
+    f.ledger.record_many([_said_of(e, EventKind.PASSED, holds[day].key, work) for day, e in passed.items()])
+
+
+def _said_of(
+    passed: ProductionEvent, kind: EventKind, after: str, work: Mapping[str, Any], **changes: Any
+) -> ProductionEvent:
+    """The feature gate's word on a partition: its rows and files are those that the raw gate passed."""
+    from aifactory.ledger import event_key
+
+    return replace(
+        passed,
+        event=kind,
+        key=event_key(passed.line, passed.station, passed.unit, kind, after),
+        at=datetime.now(UTC),
+        **{**work, "detail": passed.detail | work["detail"]},
+        **changes,
+    )
 
 
 # --- the dataset
