@@ -356,6 +356,14 @@ def test_broken_gate_is_a_failed_gate(line: Line, monkeypatch: pytest.MonkeyPatc
 
     assert refused.value.reason is R.GATE_BROKEN
     assert line.f.datasets(line.spec).latest().revision == line.revision
+    [held] = line.events(EventKind.HELD)
+    assert (held.reason, held.num_good, held.num_bad) == (R.GATE_BROKEN, 0, held.num_in)
+    assert "could not judge" in held.detail["message"]
+    assert sum(len(line.quarantined(t)) for t in line.spec.source.tables) == held.num_in, "nothing is lost"
+
+    monkeypatch.setattr(suites, "raw", raw)
+    assert line.ingest(line.day)["num_quarantined"] == 0
+    assert [e.event for e in history_of(line, line.day)][-1] is EventKind.PASSED
 
 
 # --- the feature gate

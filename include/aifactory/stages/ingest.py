@@ -145,14 +145,7 @@ def _gate_raw(f: Factory, spec: LineSpec, days: Sequence[str], run: str) -> dict
     begun = time.monotonic()
     batches = _read(f, spec, days)
     readable = [b for b in batches if not b.held]
-    suites = gates.load_suites(f.settings, spec)
-    verdicts: dict[str, Verdict] = {}
-    if readable:
-        with gates.connect(f.settings) as con:
-            for table in spec.source.tables:
-                verdicts |= _judge_rows(_Gate(f, spec, suites, con), table, readable)
-            for table in spec.source.tables:
-                verdicts |= _judge_batches(_Gate(f, spec, suites, con), table, readable)
+    verdicts = _judge(f, spec, readable) if readable else {}
     _hold_over_share(spec, readable)
     docs = _publish(f, spec, batches, verdicts)
     with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
@@ -186,6 +179,22 @@ def _said(f: Factory, spec: LineSpec, day: str) -> dict[str, Any] | None:
         return f.store.get_json(verdict_key(spec, day))
     except NotFound:
         return None
+
+
+def _judge(f: Factory, spec: LineSpec, batches: Sequence[_Batch]) -> dict[str, Verdict]:
+    """GX on all rows, then on whole partitions; where it cannot run, every partition is held."""
+    suites = gates.load_suites(f.settings, spec)
+    verdicts: dict[str, Verdict] = {}
+    try:
+        with gates.connect(f.settings) as con:
+            for table in spec.source.tables:
+                verdicts |= _judge_rows(_Gate(f, spec, suites, con), table, batches)
+            for table in spec.source.tables:
+                verdicts |= _judge_batches(_Gate(f, spec, suites, con), table, batches)
+    except GateRefused as broken:
+        for b in batches:
+            b.reasons.append((broken.reason, broken.message))
+    return verdicts
 
 
 def _judge_rows(gate: _Gate, table: str, batches: Sequence[_Batch]) -> dict[str, Verdict]:
