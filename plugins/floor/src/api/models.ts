@@ -387,6 +387,22 @@ export interface UnitEvent {
   message: string;
 }
 /**
+ * A line whose `line.yaml` is not valid: it has no DAGs and no card until that is mended.
+ *
+ * This interface was referenced by `Api`'s JSON-Schema
+ * via the `definition` "InvalidLine".
+ */
+export interface InvalidLine {
+  /**
+   * Name of its folder among the lines.
+   */
+  folder: string;
+  /**
+   * Each wrong field of its line.yaml, with its value.
+   */
+  message: string;
+}
+/**
  * All KPIs of a line over the days asked for.
  *
  * This interface was referenced by `Api`'s JSON-Schema
@@ -752,6 +768,10 @@ export interface Overview {
    */
   days: number;
   totals: PlantTotals;
+  /**
+   * Lines without a valid spec, whatever page and filter.
+   */
+  invalid: InvalidLine[];
   /**
    * attention first, then running, idle, never_run, paused; then by name.
    */
