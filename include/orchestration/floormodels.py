@@ -470,10 +470,13 @@ class LeadTime(FloorModel):
 
     version: str
     order_id: str | None
-    landed: datetime = Field(description="When ingest first saw the newest day that the model learned.")
+    landed: datetime = Field(
+        description="When all files of the newest day that the model learned first lay there, by the store's clock; "
+        "where that is not on the record, when ingest first began on them."
+    )
     released: datetime = Field(description="When it had all traffic.")
     total_s: float
-    queue_s: float = Field(description="Nobody worked on it.")
+    queue_s: float = Field(description="Nobody worked on it; also while it lay in the landing zone.")
     touch_s: float = Field(description="A stage worked on it.")
     approval_s: float = Field(description="It waited for a person.")
     bake_s: float = Field(description="It was tried in shadow and canary.")

@@ -69,6 +69,13 @@ class Line:
     def said(self, day: str | None = None) -> dict:
         return self.f.store.get_json(ingest.verdict_key(self.spec, day or self.day))
 
+    def landed_at(self) -> str:
+        """When the last file of the day was written, as S3 itself has it."""
+        s3, bucket = self.f.landing.client, self.f.landing.bucket
+        keys = [f"flight_delay/{table}/{self.day}.parquet" for table in ("flights", "weather")]
+        newest = max(s3.head_object(Bucket=bucket, Key=key)["LastModified"] for key in keys)
+        return newest.astimezone(dt.UTC).isoformat()
+
     def quarantined(self, table: str) -> list[dict]:
         held = quarantine.read(self.f, self.spec, table, self.day)
         return held.to_pylist() if held else []
@@ -184,6 +191,7 @@ def test_bad_batch_is_held_and_the_corrected_one_runs(line: Line, case: str, cap
     assert in_quarantine == said["num_in"], "nothing is lost"
     [held] = line.events(EventKind.HELD)
     assert held.reason is reason
+    assert held.detail["landed_at"] == (None if reason is R.LANDING_MISSING else line.landed_at())
 
     line.deliver()
     done = line.ingest(line.day)
@@ -291,7 +299,8 @@ def test_corrected_day_replaces_its_partition_and_is_recorded_as_reworked(line: 
 
     assert after["revision"] != before["revision"]
     assert after["num_rows"] == before["num_rows"] - 3
-    assert len(line.events(EventKind.REWORKED)) == 1
+    [reworked] = line.events(EventKind.REWORKED)
+    assert reworked.detail["landed_at"] == line.landed_at()
 
 
 def test_bad_correction_leaves_the_good_partition(line: Line) -> None:

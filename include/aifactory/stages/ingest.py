@@ -62,6 +62,8 @@ class _Batch:
     failed: dict[str, dict[int, tuple[str, str]]] = field(default_factory=dict)
     etags: dict[str, str | None] = field(default_factory=dict)
     """Content of each landed file, readable or not."""
+    written_at: list[datetime | None] = field(default_factory=list)
+    """When each was written; None of one that is not there."""
     reasons: list[tuple[ReasonCode, str]] = field(default_factory=list)
     """Why the partition is held whole, first reason first."""
     was: dict[str, Any] | None = None
@@ -78,6 +80,12 @@ class _Batch:
     @property
     def num_quarantined(self) -> int:
         return self.num_in if self.held else sum(map(len, self.failed.values()))
+
+    @property
+    def landed_at(self) -> str | None:
+        """When the last of its files landed, ISO in UTC; None while one is missing."""
+        times = [at.astimezone(UTC) for at in self.written_at if at]
+        return max(times).isoformat() if len(times) == len(self.written_at) > 0 else None
 
     @property
     def revision(self) -> str:
@@ -161,12 +169,14 @@ def _read(f: Factory, spec: LineSpec, days: Sequence[str]) -> list[_Batch]:
         batch = _Batch(day, was=_said(f, spec, day))
         for name in spec.source.tables:
             try:
-                batch.landed[name] = landing.read_table(f, spec, name, day)
-                batch.etags[name] = batch.landed[name].etag
+                found = batch.landed[name] = landing.read_table(f, spec, name, day)
+                batch.etags[name] = found.etag
+                batch.written_at.append(found.written_at)
             except LandingDefect as defect:
                 batch.reasons.append((defect.reason, defect.message))
                 head = f.landing.head(spec.source.key(name, day))
                 batch.etags[name] = head.etag if head else None
+                batch.written_at.append(head.written_at if head else None)
         return batch
 
     _ = f.landing.client, f.store.client
@@ -426,6 +436,7 @@ def _record_batches(
                         "message": b.reasons[0][1] if b.held else "",
                         "quarantined": {n: _counted(rows) for n, rows in b.failed.items() if rows},
                         "etags": b.etags,
+                        "landed_at": b.landed_at,
                     },
                 )
             )

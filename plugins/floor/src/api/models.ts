@@ -608,7 +608,7 @@ export interface LeadTime {
   version: string;
   order_id: string | null;
   /**
-   * When ingest first saw the newest day that the model learned.
+   * When all files of the newest day that the model learned first lay there, by the store's clock; where that is not on the record, when ingest first began on them.
    */
   landed: string;
   /**
@@ -617,7 +617,7 @@ export interface LeadTime {
   released: string;
   total_s: number;
   /**
-   * Nobody worked on it.
+   * Nobody worked on it; also while it lay in the landing zone.
    */
   queue_s: number;
   /**
