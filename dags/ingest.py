@@ -17,6 +17,7 @@ trigger it with the form for one day or a range. Running a day twice leaves what
 * `VOLUME_ABNORMAL`, `FRESHNESS`: a partial delivery, or a day delivered twice. Run it again once corrected.
 * `QUARANTINE_SHARE`: too many rows broke a rule. Look at Data Docs and at the quarantine.
 * `FEATURE_GATE`: the feature SQL and the data do not fit. Look at Data Docs, mend `features.sql`.
+* `GATE_BROKEN`: a gate could not run, and holds what it cannot judge. Mend `expectations.py`, run the day again.
 * `DATASET_CONFLICT`: other writers kept winning. Run it again.
 * `OUT_OF_MEMORY`, `START_TIMEOUT`, `INTERNAL` of a job: where features are built in a pod; docs/kubernetes.md.
 * `STORE_UNREACHABLE`: S3, git or Postgres is down; it was retried. `make status`.

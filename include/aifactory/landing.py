@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from aifactory.errors import LandingDefect, NotFound
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LandedTable:
-    """One landed file: its rows with the spec's columns and types, and which content it was."""
+    """One landed file: its rows with the spec's columns and types, which content it was, and when it was written."""
 
     name: str
     table: pa.Table
     uri: str
     etag: str
+    written_at: datetime | None = None
 
 
 def read_day(f: Factory, spec: LineSpec, day: str) -> dict[str, LandedTable]:
@@ -53,7 +55,7 @@ def read_table(f: Factory, spec: LineSpec, name: str, day: str) -> LandedTable:
     key = spec.source.key(name, day)
     uri = f.landing.uri(key)
     try:
-        body, etag = f.landing.get_with_etag(key)
+        body, info = f.landing.get_with_info(key)
     except NotFound as error:
         raise LandingDefect(
             ReasonCode.LANDING_MISSING, f"{uri} is not there; ingest {day} again once the source has delivered it"
@@ -70,7 +72,7 @@ def read_table(f: Factory, spec: LineSpec, name: str, day: str) -> LandedTable:
         ) from error
     if len(table) == 0:
         raise LandingDefect(ReasonCode.LANDING_EMPTY, f"{uri} has no rows; ask the source to deliver {day} again")
-    return LandedTable(name, conform(table, spec.source.tables[name], uri), uri, etag)
+    return LandedTable(name, conform(table, spec.source.tables[name], uri), uri, info.etag, info.written_at)
 
 
 def conform(table: pa.Table, source: SourceTable, uri: str) -> pa.Table:

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -217,6 +217,26 @@ class Ledger:
         with self._connection() as connection:
             rows = [dict(row) for row in connection.execute(statement).mappings()]
         return [event_of(row) for row in reversed(rows)]
+
+    def newest(
+        self, line: str, station: str, unit_kind: str, units: Iterable[str], kinds: Iterable[EventKind]
+    ) -> dict[str, ProductionEvent]:
+        """The newest event of some kinds of each of these units that has one."""
+        from sqlalchemy import select
+
+        if not (wanted := list(units)):
+            return {}
+        table = _table()
+        statement = (
+            select(table)
+            .distinct(table.c.unit)
+            .where(*_of(table, line, None, station))
+            .where(table.c.unit_kind == unit_kind, table.c.unit.in_(wanted))
+            .where(table.c.event.in_([kind.value for kind in kinds]))
+            .order_by(table.c.unit, table.c.id.desc())
+        )
+        with self._connection() as connection:
+            return {row["unit"]: event_of(dict(row)) for row in connection.execute(statement).mappings()}
 
     def unit_history(self, line: str, unit: str) -> list[ProductionEvent]:
         """Everything that happened to one unit, oldest first."""

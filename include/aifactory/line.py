@@ -15,6 +15,7 @@ from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator, model_validator
 
@@ -80,7 +81,32 @@ class Schedule(Spec):
     def _five_fields(cls, value: str) -> str:
         if len(value.split()) != 5:
             raise ValueError(f"cron needs five fields, got {value!r}")
+        if not _ticks(value):
+            raise ValueError(f"cron never ticks by {value!r}: a field is out of its range, or no cron")
         return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if not _has_zone(value) and _has_zone("UTC"):
+            raise ValueError(f"timezone must be an IANA name such as America/New_York, got {value!r}")
+        return value
+
+
+def _ticks(cron: str) -> bool:
+    try:
+        from croniter import croniter  # type: ignore[import-untyped]
+    except ImportError:  # in the trainer: the specs of its orders were checked where they were made
+        return True
+    return bool(croniter.is_valid(cron))
+
+
+def _has_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
 
 
 class SourceTable(Spec):
@@ -571,11 +597,18 @@ def _read_once(folder: Path, _written_ns: int) -> LineSpec:
     return load_line(folder)
 
 
-def load_lines(lines_dir: Path) -> tuple[LineSpec, ...]:
-    """Every line under a folder, sorted by name; each is read once a process, and again when it was written."""
-    folders = sorted(p for p in lines_dir.iterdir() if p.is_dir() and not p.name.startswith(("_", ".")))
-    written = [(folder, folder / "line.yaml") for folder in folders]
-    return tuple(_read_once(folder, path.stat().st_mtime_ns if path.exists() else 0) for folder, path in written)
+def lines_under(lines_dir: Path) -> tuple[tuple[LineSpec, ...], dict[str, SpecError]]:
+    """Every valid line under a folder, sorted by name, and by name of its folder what is wrong with each other.
+
+    Each is read once a process, and again when it was written.
+    """
+    good, bad = [], {}
+    for path in sorted(lines_dir.glob("*/line.yaml")):
+        try:
+            good.append(_read_once(path.parent, path.stat().st_mtime_ns if path.exists() else 0))
+        except SpecError as error:
+            bad[path.parent.name] = error
+    return tuple(good), bad
 
 
 def find_line(lines_dir: Path, name: str) -> LineSpec:

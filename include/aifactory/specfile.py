@@ -35,10 +35,10 @@ def read_spec(path: Path, model: type[Model], remedy: str) -> Model:
         SpecError: names the file, and each wrong field with its value.
     """
     try:
-        content = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
+        content = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the second of a date such as 2026-13-45
         raise SpecError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise SpecError(f"{path}: must be a mapping of sections, got {type(content).__name__}")

@@ -10,7 +10,8 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,15 @@ class Conflict(InfrastructureFault):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """What the store says of one object: key, size in bytes, ETag without quotes."""
+    """What the store says of one object: key, size in bytes, ETag without quotes, and by its clock when it was written.
+
+    The same content written again is equal.
+    """
 
     key: str
     size: int
     etag: str
+    written_at: datetime | None = field(default=None, compare=False)
 
 
 def s3_client(settings: Settings, *, access_key: str = "", secret_key: str = "") -> S3Client:
@@ -119,25 +124,34 @@ class Store:
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         """The bytes and the ETag of one object, read together."""
+        body, info = self.get_with_info(key)
+        return body, info.etag
+
+    def get_with_info(self, key: str) -> tuple[bytes, ObjectInfo]:
+        """The bytes of one object and what the store says of it, read together."""
         with self._errors("get", key):
             answer = self.client.get_object(Bucket=self.bucket, Key=key)
-            return answer["Body"].read(), answer["ETag"].strip('"')
+            body = answer["Body"].read()
+        return body, ObjectInfo(key, len(body), answer["ETag"].strip('"'), answer["LastModified"])
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Size and ETag of one object, or None where there is none."""
+        """What the store says of one object, or None where there is none."""
         try:
             with self._errors("head", key):
                 answer = self.client.head_object(Bucket=self.bucket, Key=key)
         except NotFound:
             return None
-        return ObjectInfo(key, answer["ContentLength"], answer["ETag"].strip('"'))
+        return ObjectInfo(key, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"])
 
     def list(self, prefix: str) -> list[ObjectInfo]:
         """Every object under a prefix, sorted by key."""
         found: list[ObjectInfo] = []
         with self._errors("list", prefix):
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
-                found += [ObjectInfo(o["Key"], o["Size"], o["ETag"].strip('"')) for o in page.get("Contents", [])]
+                found += [
+                    ObjectInfo(o["Key"], o["Size"], o["ETag"].strip('"'), o["LastModified"])
+                    for o in page.get("Contents", [])
+                ]
         return sorted(found, key=lambda o: o.key)
 
     def delete(self, key: str) -> None:

@@ -11,7 +11,7 @@ from airflow.sdk import DAG, Param
 
 from aifactory.capacity.inventory import Inventory, load_inventory
 from aifactory.errors import SpecError
-from aifactory.line import PLANT, LineSpec, load_line
+from aifactory.line import PLANT, LineSpec, lines_under
 from aifactory.notices import Routes, load_routes
 from orchestration.deadlines import deadline_of, deadline_within
 from orchestration.retries import FIRST_DELAY, MAX_DELAY, NUM_RETRIES, TwoBudgets
@@ -26,14 +26,8 @@ def read_lines() -> tuple[tuple[LineSpec, ...], tuple[SpecError, ...]]:
     import os
     from pathlib import Path
 
-    folder = Path(os.environ.get("AIF_LINES_DIR") or Path(__file__).parents[1] / "lines")
-    good, bad = [], []
-    for path in sorted(folder.glob("*/line.yaml")):
-        try:
-            good.append(load_line(path.parent))
-        except SpecError as error:
-            bad.append(error)
-    return tuple(good), tuple(bad)
+    good, bad = lines_under(Path(os.environ.get("AIF_LINES_DIR") or Path(__file__).parents[1] / "lines"))
+    return good, tuple(bad.values())
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
 from airflow.models.asset import AssetEvent
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
@@ -50,6 +51,16 @@ class AirflowSide:
         """The lines all of whose stage DAGs a user may read."""
         dags = get_auth_manager().get_authorized_dag_ids(user=user, method="GET")
         return {line for line in lines if all(f"{line}.{station}" in dags for station in STATIONS)}
+
+    def may_read_of(self, user: Any, folders: Iterable[str]) -> set[str]:
+        """Folders of lines, of those whose ingest DAG a user may read, whether Airflow has such a DAG or not."""
+        manager = get_auth_manager()
+
+        def may(dag_id: str) -> bool:
+            details = DagDetails(id=dag_id, team_name=DagModel.get_team_name(dag_id))
+            return bool(manager.is_authorized_dag(method="GET", details=details, user=user))
+
+        return {folder for folder in folders if may(f"{folder}.ingest")}
 
     def may_edit(self, user: Any, lines: Iterable[str]) -> set[str]:
         """Of lines that a user may read, those whose ingest DAG he may edit."""

@@ -27,7 +27,7 @@ from aifactory.floor import genealogy, history, overview, quarantined, waiting
 from aifactory.floor.plan import plan_of
 from aifactory.kpi import cost, leadtime
 from aifactory.kpi.record import STATIONS
-from aifactory.line import LineSpec, load_lines
+from aifactory.line import LineSpec, lines_under
 from aifactory.settings import REPOSITORY
 from aifactory.store import Conflict
 from orchestration import floormodels as m
@@ -131,9 +131,13 @@ def visible_line(line: str, user: GetUserDep, f: FactoryDep, airflow: AirflowDep
     """The line of the path.
 
     Raises:
+        SpecError: it is not valid.
         HTTPException: 404: there is none, or the user may not see it, which must look the same.
     """
-    spec = next((s for s in load_lines(f.settings.lines_dir) if s.line == line), None)
+    good, bad = lines_under(f.settings.lines_dir)
+    spec = next((s for s in good if s.line == line), None)
+    if line in bad and airflow.may_read_of(user, [line]):
+        raise SpecError(f"{line}/line.yaml: {_wrong(f, line, bad[line])}")
     if spec is None or not airflow.may_read(user, [line]):
         raise HTTPException(404, f"there is no line {line!r} that you may see")
     return spec
@@ -201,7 +205,15 @@ def get_overview(
     """The floor: a card a line, most urgent first."""
     specs = _visible(user, f, airflow)
     return _overview(
-        specs, airflow.may_edit(user, specs), f, airflow, days=days, state=state, q=q, page=(limit, cursor)
+        specs,
+        airflow.may_edit(user, specs),
+        f,
+        airflow,
+        invalid=_invalid(user, f, airflow),
+        days=days,
+        state=state,
+        q=q,
+        page=(limit, cursor),
     )
 
 
@@ -441,9 +453,22 @@ def decide(spec: LineDep, f: FactoryDep, by: EditorDep, table: str, day: str, sa
 
 # --- inside
 def _visible(user: Any, f: Factory, airflow: AirflowSide) -> dict[str, LineSpec]:
-    specs = {spec.line: spec for spec in load_lines(f.settings.lines_dir)}
+    specs = {spec.line: spec for spec in lines_under(f.settings.lines_dir)[0]}
     seen = airflow.may_read(user, specs)
     return {line: spec for line, spec in specs.items() if line in seen}
+
+
+def _invalid(user: Any, f: Factory, airflow: AirflowSide) -> list[m.InvalidLine]:
+    _, bad = lines_under(f.settings.lines_dir)
+    return [
+        m.InvalidLine(folder=folder, message=_wrong(f, folder, bad[folder]))
+        for folder in sorted(airflow.may_read_of(user, bad))
+    ]
+
+
+def _wrong(f: Factory, folder: str, error: SpecError) -> str:
+    """What is wrong with a line, without where the plant keeps its files."""
+    return error.message.removeprefix(f"{f.settings.lines_dir / folder / 'line.yaml'}: ")
 
 
 def _overview(
@@ -454,6 +479,7 @@ def _overview(
     *,
     days: int,
     page: tuple[int, str | None],
+    invalid: Sequence[m.InvalidLine] = (),
     state: m.LineState | None = None,
     q: str = "",
 ) -> m.Overview:
@@ -517,6 +543,7 @@ def _overview(
             num_predictions=sum(each.num_predictions for each in made.values()),
             cost=views.money(total, prices.currency),
         ),
+        invalid=list(invalid),
         lines=cards,
         next_cursor=_encoded(start + limit) if more else None,
     )

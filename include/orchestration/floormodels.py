@@ -28,7 +28,8 @@ something needs the right to edit the line's ingest DAG (403), and a reason in w
 Pages: `limit` is 1 to 200; `next_cursor` is opaque, and null on the last page. `days` counts back from now, 1 to 1100.
 Times are ISO 8601 in UTC. Durations end in `_s` and are seconds. Shares are 0..1. A figure is null where nothing is
 known. A `href` is a path on this host: of a report, a page of Airflow, or of this API; null where there is none.
-Errors are `{"detail": "..."}`: 401, 403, 404, 409 (somebody was faster: read again), 422, 503 (a store is away).
+Errors are `{"detail": "..."}`: 401, 403, 404, 409 (somebody was faster: read again), 422, 500 (of a line whose
+`line.yaml` is not valid: what is wrong), 503 (a store is away).
 """
 
 from __future__ import annotations
@@ -174,12 +175,20 @@ class PlantTotals(FloorModel):
     cost: Money
 
 
+class InvalidLine(FloorModel):
+    """A line whose `line.yaml` is not valid: it has no DAGs and no card until that is mended."""
+
+    folder: str = Field(description="Name of its folder among the lines.")
+    message: str = Field(description="Each wrong field of its line.yaml, with its value.")
+
+
 class Overview(FloorModel):
     """The floor."""
 
     at: datetime = Field(description="When this was read.")
     days: int = Field(description="Days that counts and cost span.")
     totals: PlantTotals
+    invalid: list[InvalidLine] = Field(description="Lines without a valid spec, whatever page and filter.")
     lines: list[LineCard] = Field(description="attention first, then running, idle, never_run, paused; then by name.")
     next_cursor: str | None
 
@@ -461,10 +470,13 @@ class LeadTime(FloorModel):
 
     version: str
     order_id: str | None
-    landed: datetime = Field(description="When ingest first saw the newest day that the model learned.")
+    landed: datetime = Field(
+        description="When all files of the newest day that the model learned first lay there, by the store's clock; "
+        "where that is not on the record, when ingest first began on them."
+    )
     released: datetime = Field(description="When it had all traffic.")
     total_s: float
-    queue_s: float = Field(description="Nobody worked on it.")
+    queue_s: float = Field(description="Nobody worked on it; also while it lay in the landing zone.")
     touch_s: float = Field(description="A stage worked on it.")
     approval_s: float = Field(description="It waited for a person.")
     bake_s: float = Field(description="It was tried in shadow and canary.")

@@ -115,7 +115,7 @@ def waits(found: Waiting, *, may_edit: bool) -> m.Attention:
     href: str | None = unit_href(e.line, kind, unit)
     if found.kind == "late":
         kind, unit, href = "run", e.unit, run_href(f"{e.line}.{e.station}", e.run_id)
-    elif found.kind == "held" and e.station == "ingest":
+    elif found.kind == "held" and e.station == "ingest" and "step" not in e.detail:  # by the raw gate
         href = f"{line_href(e.line)}/quarantine"
     text = e.reason.sentence if e.reason else e.event.value
     return m.Attention(

@@ -27,11 +27,10 @@ from aifactory.floor.overview import last_events
 from aifactory.floor.plan import plan_of
 from aifactory.kpi.cost import Prices, prices_of
 from aifactory.kpi.leadtime import lead_times
-from aifactory.line import PLANT, LineSpec
+from aifactory.line import PLANT, LineSpec, lines_under
 from aifactory.notices import Outbox
 from aifactory.settings import load_settings
 from orchestration import floorviews
-from orchestration.defaults import read_lines
 from orchestration.floorairflow import AirflowSide
 from orchestration.floormodels import Kpis
 
@@ -175,7 +174,7 @@ router = APIRouter()
 def metrics(request: Request, user: Annotated[Any, Depends(reader)]) -> Response:
     """All figures as text, in the format of Prometheus that the request prefers."""
     f = open_factory()
-    lines = {spec.line: spec for spec in read_lines()[0]}
+    lines = {spec.line: spec for spec in lines_under(f.settings.lines_dir)[0]}
     if user is not None:
         lines = {name: lines[name] for name in AirflowSide().may_read(user, lines)}
     outbox = Outbox(f.settings.ledger_dsn.get_secret_value())

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from pydantic import SecretStr
 
 from aifactory.settings import Settings
 from plant import airflow, mlflow_server, objectstore, postgres
@@ -31,9 +34,14 @@ from plant.stores import migrate_ledger
 
 SECRETS = Path("/run/secrets/plant")
 """Where Compose puts the operator's secrets."""
+METRICS_TOKEN = Path("/run/secrets/metrics")
+"""Where it puts the token that reads the metrics; empty where there is none."""
 
 _CLIENTS = "serving.keys"
 """Name of the clients' keys in a part's share, see `plant.clients`: of the gateway, and of the demo's callers."""
+_NOTICES = "notices.yaml"
+"""Name of the routes of notices in the share of Airflow's parts."""
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,256}=*")
 
 KEYS, FACTORY, WORLD = Path("/factory/keys"), Path("/factory/var"), Path("/factory/world")
 SERVING = Path("/factory/serving")
@@ -55,8 +63,9 @@ def prepare(settings: Settings) -> None:
     known = read_secrets(SECRETS)
     if not known:
         raise PlantError("the secrets file is empty: `make compose-up` generates it")
-    clients = settings.serving_keys_file
-    settings = settings.model_copy(update={"serving_keys_file": None})  # each part has its own copy
+    clients, routes = settings.serving_keys_file, settings.notices_file
+    own = {"serving_keys_file": None, "notices_file": None}  # each part has its own copy
+    settings = settings.model_copy(update=own | {"metrics_token": _metrics_token()})
     secrets = complete_secrets(settings, known)
     airflows = settings.model_copy(update={"home": FACTORY})
     _secrets_file(KEYS, secrets)
@@ -71,7 +80,8 @@ def prepare(settings: Settings) -> None:
         },
     )
     for home in (SERVING, KEYS):
-        _clients_file(home, clients)
+        _hand_over(home / "secrets" / _CLIENTS, _clients(clients) if clients else None)
+    _hand_over(FACTORY / "secrets" / _NOTICES, routes.read_text() if routes else None)
     airflow.write_configuration(airflows, secrets)
     objectstore.write_identities(private_folder(S3) / "identities.json", settings, secrets)
     write_private(private_folder(MLFLOW) / "environment.json", json.dumps(mlflow_server.variables(settings, secrets)))
@@ -104,15 +114,34 @@ def _secrets_file(home: Path, values: Mapping[str, str] | Secrets) -> None:
     write_secrets(private_folder(private_folder(home) / "secrets") / "plant.env", values)
 
 
-def _clients_file(home: Path, clients: Path | None) -> None:
-    """The clients' keys, checked but for the mode, which the engine may not show as it is."""
-    path = home / "secrets" / _CLIENTS
-    if clients is None:
+def _hand_over(path: Path, text: str | None) -> None:
+    """Write a file of a part's share; take away what an earlier start left where there is none any more."""
+    if text is None:
         path.unlink(missing_ok=True)
     else:
-        text = clients.read_text()
-        parse_keys(text, clients)
         write_private(path, text)
+
+
+def _clients(path: Path) -> str:
+    """The clients' keys, checked but for the mode, which the engine may not show as it is."""
+    text = path.read_text()
+    parse_keys(text, path)
+    return text
+
+
+def _metrics_token() -> SecretStr:
+    """The token that reads the metrics; an empty one opens nothing.
+
+    Raises:
+        PlantError: it is none that a request could carry (RFC 6750), or too short.
+    """
+    token = METRICS_TOKEN.read_text().strip() if METRICS_TOKEN.exists() else ""
+    if token and not _TOKEN.fullmatch(token):
+        raise PlantError(
+            "the file of AIF_METRICS_TOKEN_FILE holds no token: one line of 16 to 256 letters, digits and - . _ ~ + / "
+            "(and = at its end); `openssl rand -hex 24` makes one"
+        )
+    return SecretStr(token)
 
 
 def _give(folder: Path, uid: int) -> None:

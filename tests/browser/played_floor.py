@@ -71,6 +71,7 @@ class PlayedFloor:
         self.names = self.names[:num_lines]
         self.decided: dict[int, tuple[str, str]] = {}
         self.acknowledged: set[str] = set()
+        self.invalid: list[m.InvalidLine] = []
 
     # --- overview
     def card(self, line: str) -> m.LineCard:
@@ -171,7 +172,12 @@ class PlayedFloor:
         begin = int(cursor or 0)
         end = begin + limit
         return m.Overview(
-            at=NOW, days=days, totals=totals, lines=found[begin:end], next_cursor=str(end) if end < len(found) else None
+            at=NOW,
+            days=days,
+            totals=totals,
+            invalid=self.invalid,
+            lines=found[begin:end],
+            next_cursor=str(end) if end < len(found) else None,
         )
 
     # --- a line

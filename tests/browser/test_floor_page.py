@@ -13,6 +13,8 @@ from playwright.sync_api import Page, expect
 from tests.browser.conftest import PHONE, Looker, Plant, picture
 from tests.browser.played_floor import day
 
+from orchestration import floormodels as m
+
 pytestmark = pytest.mark.browser
 
 AXE = (Path(__file__).parent / "axe.min.js").read_text()
@@ -153,6 +155,27 @@ def test_errors_are_told_in_words(looker: Open, status: int, words: str) -> None
     expect(page.get_by_role("alert")).to_contain_text("because of this")
     assert violations(page) == []
     picture(page, f"error-{status}-desktop-light")
+
+
+def test_a_line_that_is_not_valid_is_told_above_the_others(looker: Open, plant: Plant) -> None:
+    message = "schedule.cron: cron never ticks by '61 6 * * *'; " + "quality.max_quarantine_share: " * 9
+    plant.floor.invalid = [m.InvalidLine(folder="loan_default", message=message)]
+    someone = looker()
+    page = someone.open("/")
+    told = page.get_by_role("alert")
+    expect(told).to_contain_text("1 line is not valid")
+    expect(told.get_by_role("listitem")).to_contain_text("loan_default/line.yaml schedule.cron: cron never ticks by")
+    expect(page.get_by_role("list", name="Lines").get_by_role("heading")).to_have_count(9)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        expect(page.locator("html")).to_have_class(scheme)
+        assert violations(page) == []
+        picture(page, f"invalid-line-desktop-{scheme}")
+    page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+    plant.floor.invalid = []
+    expect(told).to_have_count(0, timeout=15_000)
+    someone.saw_nothing_wrong()
 
 
 def test_a_line_is_found_by_its_name_and_state(looker: Open) -> None:

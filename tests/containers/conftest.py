@@ -44,6 +44,10 @@ def running(
     (folder / "lines.yaml").write_text(json.dumps({"services": dict.fromkeys(changed, mount)}))
     for path in [lines, *lines.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
+    (folder / "notices.yaml").write_text("repeat_hours: 7\n")
+    (folder / "token").write_text(f"{uuid.uuid4().hex}\n")
+    for name in ("notices.yaml", "token"):
+        (folder / name).chmod(0o600)
     airflow, mlflow, serving = free_ports(3)
     environment = build_environment() | {
         "COMPOSE_PROJECT_NAME": f"aif-test-{uuid.uuid4().hex[:6]}",
@@ -53,6 +57,8 @@ def running(
         "AIF_SERVING_PORT": str(serving),
         "AIF_DEMO_NIGHTS": str(NUM_NIGHTS),
         "AIF_DEMO_REPORT": str(folder / "report.json"),
+        "AIF_NOTICES_FILE": str(folder / "notices.yaml"),
+        "AIF_METRICS_TOKEN_FILE": str(folder / "token"),
     }
     settings = Settings(
         airflow_port=airflow, mlflow_port=mlflow, serving_port=serving, _env_file=None,

@@ -10,6 +10,7 @@ import socket
 import stat
 import time
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -141,10 +142,23 @@ def test_a_part_sees_its_own_secrets_alone(running: ContainerPlant):
     assert {line.partition("=")[0] for line in world.split()} == {"AIF_WORLD_ACCESS_KEY", "AIF_WORLD_SECRET_KEY"}
 
 
+def test_the_routes_of_notices_and_the_token_of_the_metrics_come_by_files_of_the_host(running: ContainerPlant):
+    routes, token = (Path(running.environment[f"AIF_{n}_FILE"]).read_text() for n in ("NOTICES", "METRICS_TOKEN"))
+    for part in ("airflow-dags", "airflow-scheduler"):
+        told = running.compose("exec", "-T", part, "sh", "-c", 'cat "$AIF_NOTICES_FILE"')
+        assert told.stdout == routes, told.stderr
+    url = f"{running.settings.airflow_url}/floor/metrics"
+    assert httpx.get(url, timeout=60).status_code in {401, 403}
+    answer = httpx.get(url, headers={"authorization": f"Bearer {token.strip()}"}, timeout=60)
+    assert answer.status_code == httpx.codes.OK
+    assert f'aifactory_line_info{{line="{LINE}"' in answer.text
+
+
 def test_no_secret_in_logs_descriptions_or_command_lines(running: ContainerPlant):
     secrets = read_secrets(running.folder / "secrets" / "plant.env")
     hidden = [v for k, v in secrets.items() if any(w in k for w in ("PASSWORD", "SECRET", "DSN")) and len(v) >= 12]
     assert len(hidden) > 8
+    hidden.append(Path(running.environment["AIF_METRICS_TOKEN_FILE"]).read_text().strip())
     told = {"up.log": (running.folder / "up.log").read_text(), "logs": running.compose("logs", "--no-color").stdout}
     for part in PARTS:
         told[f"inspect {part}"] = docker("inspect", running.container(part))

@@ -220,19 +220,25 @@ def test_nights_are_the_ingest_runs(running: RunningPlant, stations: Any, told: 
     assert told_short <= {r["unit"][:10] for r in versions}
 
 
-def test_lead_times_run_from_the_gate_to_the_promotion(running: RunningPlant, told: Any, reckoned: Reckoning) -> None:
+def test_lead_times_run_from_the_landing_to_the_promotion(
+    running: RunningPlant, told: Any, reckoned: Reckoning
+) -> None:
     answer = running.api.client.get(f"/floor/api/v1/lines/{LINE}/lead-times", params={"days": DAYS}).json()
     gates = _succeeded(running.api, "ingest", "gate_raw")
     first: dict[str, dict[str, Any]] = {}
     for r in reckoned.rows:
         if r["station"] == "ingest" and r["unit_kind"] == "batch" and r["event"] == "started":
-            first.setdefault(r["unit"], r)
+            assert "landed_at" in r["detail"]
+            if r["detail"]["landed_at"]:
+                first.setdefault(r["unit"], r)
     totals = []
     for r in reckoned.released:
-        landed = first[r["detail"]["trained_until"]]
-        ti = gates[landed["run_id"]]
-        assert _seconds(ti["start_date"]) <= landed["at"] <= _seconds(ti["end_date"])
-        totals.append((r["at"] - landed["at"]).total_seconds())
+        began = first[r["detail"]["trained_until"]]
+        ti = gates[began["run_id"]]
+        assert _seconds(ti["start_date"]) <= began["at"] <= _seconds(ti["end_date"])
+        landed = datetime.fromisoformat(began["detail"]["landed_at"])
+        assert landed <= began["at"], "store and worker are on one machine"
+        totals.append((r["at"] - landed).total_seconds())
     assert sorted(each["total_s"] for each in answer["items"]) == pytest.approx(sorted(totals), abs=0.01)
     assert told["kpis"]["lead_time"]["total"]["p50_s"] == pytest.approx(median(totals), abs=0.01)
     for each in answer["items"]:

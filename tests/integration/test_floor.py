@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,9 @@ class PlayedAirflow(AirflowSide):
 
     def may_read(self, user: Any, lines: Iterable[str]) -> set[str]:
         return self.readable & set(lines)
+
+    def may_read_of(self, user: Any, folders: Iterable[str]) -> set[str]:
+        return self.readable & set(folders)
 
     def may_edit(self, user: Any, lines: Iterable[str]) -> set[str]:
         return self.editable & set(lines)
@@ -212,6 +216,75 @@ def test_a_line_that_one_may_not_read_is_not_there(floor: Floor) -> None:
     for path in ("/quarantine", "/units/model/1", "/runs?dag_id=x&run_id=y", "/quarantine/flights/2026-01-01"):
         floor.get(f"/lines/{hidden}{path}", status=404)
     assert floor.client.post(f"/api/v1/lines/{hidden}/acknowledgements", json={}).status_code in {404, 422}
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda text: text | {"nonsense": 1}, "nonsense: Extra inputs are not permitted (got 1)"),
+        (lambda text: text | {"schedule": {"cron": "61 6 * * *"}}, "schedule.cron: cron never ticks by '61 6 * * *'"),
+        (lambda text: "[", "is not YAML: "),
+    ],
+)
+def test_a_line_that_is_not_valid_is_told_to_who_may_read_it_and_the_others_go_on(
+    floor: Floor, edit: Any, words: str
+) -> None:
+    bad, seen, _ = (spec.line for spec in floor.specs)
+    file = floor.f.settings.lines_dir / bad / "line.yaml"
+    was = file.read_text()
+    new = edit(yaml.safe_load(was))
+    file.write_text(new if isinstance(new, str) else yaml.safe_dump(new))
+    os.utime(file, ns=(1, 1))
+
+    found = floor.get("/overview")
+    assert sorted(card["line"] for card in found["lines"]) == sorted(spec.line for spec in floor.specs[1:])
+    assert found["totals"]["num_lines"] == 2
+    [told] = found["invalid"]
+    assert told["folder"] == bad
+    assert told["message"].startswith(words)
+    assert str(floor.f.settings.lines_dir) not in told["message"], (
+        "where the plant keeps its files is nobody's business"
+    )
+    assert floor.get("/overview", q="no such", limit=1)["invalid"] == [told]
+    floor.get("/attention")
+    for path in ("", "/trends", "/gates", "/units", "/attention", "/quarantine"):
+        floor.get(f"/lines/{seen}{path}")
+        assert floor.get(f"/lines/{bad}{path}", status=500)["detail"].startswith(
+            f"SPEC_INVALID: {bad}/line.yaml: {words}"
+        )
+    floor.airflow.readable = {seen}
+    assert floor.get("/overview")["invalid"] == []
+    assert bad not in floor.client.get(f"/api/v1/lines/{bad}").json()["detail"].replace(repr(bad), "")
+    floor.get(f"/lines/{bad}", status=404)
+
+    floor.airflow.readable = {spec.line for spec in floor.specs}
+    file.write_text(was)
+    assert floor.get("/overview")["invalid"] == []
+    floor.get(f"/lines/{bad}")
+
+
+@pytest.fixture
+def airflow_tables() -> Iterator[None]:
+    """The tables of Airflow, empty, as long as a test runs."""
+    from airflow import settings
+    from airflow.models import import_all_models
+    from airflow.models.base import Base
+
+    import_all_models()
+    Base.metadata.create_all(settings.get_engine())
+    yield
+    Base.metadata.drop_all(settings.get_engine())
+
+
+def test_airflow_says_who_may_read_of_a_line_of_which_it_has_no_dag(airflow_tables: None) -> None:
+    from airflow.api_fastapi.app import create_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+    create_auth_manager()
+    may = AirflowSide().may_read_of
+    assert may(SimpleAuthManagerUser(username="ann", role="viewer"), ["bad_line"]) == {"bad_line"}
+    assert may(SimpleAuthManagerUser(username="bob", role=None), ["bad_line"]) == set()
+    assert may(SimpleAuthManagerUser(username="ann", role="viewer"), []) == set()
 
 
 def test_without_a_login_nothing_is_told(floor: Floor) -> None:
@@ -382,6 +455,18 @@ def test_a_hold_waits_until_its_unit_is_good(floor: Floor) -> None:
     assert waits() == ["held"], "one unit waits once"
     tell(EventKind.PASSED, 7)
     assert waits() == []
+
+
+def test_what_the_raw_gate_holds_leads_to_the_quarantine_and_refused_features_to_the_batch(floor: Floor) -> None:
+    line = floor.specs[2].line
+    hold = ProductionEvent(
+        line, "ingest", "batch", "2026-01-02", EventKind.HELD, uuid.uuid4().hex, ReasonCode.VOLUME_ABNORMAL
+    )
+    refused = {"reason": ReasonCode.FEATURE_GATE, "detail": {"step": ingest.FEATURE_STEP}}
+    floor.f.ledger.record_many([hold, replace(hold, unit="2026-01-03", key=uuid.uuid4().hex, **refused)])
+    hrefs = {w["unit"]: w["href"] for w in floor.get(f"/lines/{line}/attention")["items"]}
+    assert hrefs["2026-01-02"].endswith("/quarantine")
+    assert hrefs["2026-01-03"].endswith("/units/batch/2026-01-03")
 
 
 def test_a_store_that_is_away_at_ingest_is_on_the_record_and_waits_until_the_run_goes_on(floor: Floor) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import io
 import logging
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,8 +17,11 @@ import pytest
 from aifactory import features, quarantine
 from aifactory.errors import Defect, GateRefused, LandingDefect
 from aifactory.factory import Factory
-from aifactory.ledger import EventKind
+from aifactory.floor import genealogy, quarantined, waiting
+from aifactory.kpi import stations
+from aifactory.ledger import EventKind, ProductionEvent
 from aifactory.line import LineSpec, find_line
+from aifactory.notices import NoticeKind, kind_of
 from aifactory.reasons import ReasonCode as R
 from aifactory.settings import Settings
 from aifactory.stages import ingest
@@ -64,6 +68,13 @@ class Line:
 
     def said(self, day: str | None = None) -> dict:
         return self.f.store.get_json(ingest.verdict_key(self.spec, day or self.day))
+
+    def landed_at(self) -> str:
+        """When the last file of the day was written, as S3 itself has it."""
+        s3, bucket = self.f.landing.client, self.f.landing.bucket
+        keys = [f"flight_delay/{table}/{self.day}.parquet" for table in ("flights", "weather")]
+        newest = max(s3.head_object(Bucket=bucket, Key=key)["LastModified"] for key in keys)
+        return newest.astimezone(dt.UTC).isoformat()
 
     def quarantined(self, table: str) -> list[dict]:
         held = quarantine.read(self.f, self.spec, table, self.day)
@@ -180,6 +191,7 @@ def test_bad_batch_is_held_and_the_corrected_one_runs(line: Line, case: str, cap
     assert in_quarantine == said["num_in"], "nothing is lost"
     [held] = line.events(EventKind.HELD)
     assert held.reason is reason
+    assert held.detail["landed_at"] == (None if reason is R.LANDING_MISSING else line.landed_at())
 
     line.deliver()
     done = line.ingest(line.day)
@@ -287,7 +299,8 @@ def test_corrected_day_replaces_its_partition_and_is_recorded_as_reworked(line: 
 
     assert after["revision"] != before["revision"]
     assert after["num_rows"] == before["num_rows"] - 3
-    assert len(line.events(EventKind.REWORKED)) == 1
+    [reworked] = line.events(EventKind.REWORKED)
+    assert reworked.detail["landed_at"] == line.landed_at()
 
 
 def test_bad_correction_leaves_the_good_partition(line: Line) -> None:
@@ -352,21 +365,141 @@ def test_broken_gate_is_a_failed_gate(line: Line, monkeypatch: pytest.MonkeyPatc
 
     assert refused.value.reason is R.GATE_BROKEN
     assert line.f.datasets(line.spec).latest().revision == line.revision
+    [held] = line.events(EventKind.HELD)
+    assert (held.reason, held.num_good, held.num_bad) == (R.GATE_BROKEN, 0, held.num_in)
+    assert "could not judge" in held.detail["message"]
+    assert sum(len(line.quarantined(t)) for t in line.spec.source.tables) == held.num_in, "nothing is lost"
+
+    monkeypatch.setattr(suites, "raw", raw)
+    assert line.ingest(line.day)["num_quarantined"] == 0
+    assert [e.event for e in history_of(line, line.day)][-1] is EventKind.PASSED
 
 
-def test_features_that_break_a_rule_are_refused(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = features.build
+# --- the feature gate
+@pytest.fixture
+def broken_sql(line: Line, tmp_path: Path) -> Factory:
+    """The same stores, and a `features.sql` by which more than all flights were late."""
+    folder = tmp_path / "lines" / "flight_delay"
+    shutil.copytree(line.f.settings.lines_dir / "flight_delay", folder)
+    sql = features.text(line.f.settings, line.spec)
+    (folder / "features.sql").write_text(f"SELECT * REPLACE (1.5 AS network_late_1h) FROM ({sql})")
+    return Factory(line.f.settings.model_copy(update={"lines_dir": folder.parent}))
 
-    def wrong(*args: object) -> pa.Table:
-        table = real(*args)
-        share = pa.array(np.full(len(table), 1.5, np.float32))
-        return set_column(table, "network_late_1h", share)
+
+def refused_features(line: Line, f: Factory, *days: str) -> GateRefused:
+    gated = ingest.gate_raw(f, line.spec, list(days), "refused")
+    with pytest.raises(GateRefused) as refused:
+        ingest.build_features(f, line.spec, gated["days"], "refused")
+    return refused.value
+
+
+def history_of(line: Line, day: str) -> list[ProductionEvent]:
+    return [e for e in line.f.ledger.unit_history("flight_delay", day) if e.unit_kind == "batch"]
+
+
+def waits_for_a_person(line: Line, day: str) -> list[R | None]:
+    with line.f.ledger.reading() as connection:
+        found = waiting.waiting(connection, ["flight_delay"], dt.datetime.now(dt.UTC))
+    return [w.event.reason for w in found if w.event.unit == day]
+
+
+def units_of(line: Line) -> dict[genealogy.Ref, genealogy.Unit]:
+    with line.f.ledger.reading() as connection:
+        return genealogy.units_of(connection, line.spec)
+
+
+def figures_of(line: Line, day: str) -> stations.StationFigures:
+    return stations.figures(history_of(line, day), "ingest", dt.datetime.now(dt.UTC))
+
+
+def test_refused_features_hold_each_batch_of_the_run_once(line: Line, broken_sql: Factory) -> None:
+    line.deliver("weather", with_value("wind_speed", 3, 1048.0))
+    line.deliver(day=line.after)
+
+    refusal = refused_features(line, broken_sql, line.day, line.after)
+
+    assert refusal.reason is R.FEATURE_GATE
+    assert "network_late_1h" in str(refusal)
+    assert line.f.datasets(line.spec).latest().revision == line.revision
+    for day in (line.day, line.after):
+        started, passed, held = history_of(line, day)
+        assert [e.event for e in (started, passed, held)] == [EventKind.STARTED, EventKind.PASSED, EventKind.HELD]
+        assert (held.reason, held.partition, held.run_id) == (R.FEATURE_GATE, day, "refused")
+        assert (held.num_in, held.num_good, held.num_bad) == (passed.num_in, 0, passed.num_in)
+        assert held.duration_s > 0
+        assert held.detail["etags"] == passed.detail["etags"]
+        assert line.f.store.head(held.detail["docs"])
+        assert held.detail["docs"].endswith("/features/index.html")
+        assert held.detail["message"] == refusal.message
+        assert kind_of(held.event, held.reason) is NoticeKind.GATE_FAILURE
+        assert waits_for_a_person(line, day) == [R.FEATURE_GATE]
+        figures = figures_of(line, day)
+        assert (figures.num_units, figures.num_good, figures.first_pass_yield, figures.row_yield) == (1, 0, 0.0, 0.0)
+
+    refused_features(line, broken_sql, line.day, line.after)
+    assert [len(history_of(line, day)) for day in (line.day, line.after)] == [3, 3], "a retry adds nothing"
+
+
+def test_quarantine_and_genealogy_do_not_take_refused_features_for_the_raw_gates_word(
+    line: Line, broken_sql: Factory
+) -> None:
+    line.deliver("weather", with_value("wind_speed", 3, 1048.0))
+    refused_features(line, broken_sql, line.day)
+
+    with line.f.ledger.reading() as connection:
+        days = quarantined.days(connection, "flight_delay", before=None, limit=1000)
+    [row] = [row for row in days if row["unit"] == line.day]
+    assert (row["event"], row["num_bad"]) == ("passed", 1), "its other rows are not in quarantine"
+    batch = units_of(line)["batch", line.day]
+    assert (batch.state, batch.good, batch.first_good) == ("held", False, None)
+    assert ("landing", line.spec.source.key("flights", line.day)) in units_of(line)
+
+
+def test_features_that_pass_after_all_take_the_hold_back_once_and_count_as_rework(
+    line: Line, broken_sql: Factory
+) -> None:
+    line.deliver("weather", with_value("wind_speed", 3, 1048.0))
+    refused_features(line, broken_sql, line.day)
+
+    done = line.ingest(line.day)
+
+    _, passed, _, again = history_of(line, line.day)
+    assert (again.event, again.reason, again.run_id) == (EventKind.PASSED, None, "test")
+    assert (again.num_in, again.num_good, again.num_bad) == (passed.num_in, passed.num_in - 1, 1)
+    assert again.detail["quarantined"] == passed.detail["quarantined"]
+    assert waits_for_a_person(line, line.day) == []
+    figures = figures_of(line, line.day)
+    assert (figures.num_units, figures.num_good, figures.num_rework, figures.first_pass_yield) == (1, 1, 1, 0.0)
+    units = units_of(line)
+    assert units["batch", line.day].first_good < units["dataset", done["revision"]].id
+    line.ingest(line.day)
+    assert len(history_of(line, line.day)) == 4
+
+    refused_features(line, broken_sql, line.day)
+    assert history_of(line, line.day)[-1].event is EventKind.HELD, "the mending was taken out again"
+    assert units_of(line)["batch", line.day].first_good == units["batch", line.day].first_good, "it is in the dataset"
+
+
+def test_a_batch_that_was_corrected_and_refused_again_has_never_been_good(line: Line, broken_sql: Factory) -> None:
+    line.deliver()
+    refused_features(line, broken_sql, line.day)
+    line.deliver("flights", lambda t: t.slice(0, len(t) - 3))
+    refused_features(line, broken_sql, line.day)
+
+    assert [e.event.value for e in history_of(line, line.day)][2:] == ["held", "started", "passed", "reworked", "held"]
+    assert units_of(line)["batch", line.day].first_good is None
+    assert waits_for_a_person(line, line.day) == [R.FEATURE_GATE]
+
+
+def test_a_feature_gate_that_cannot_run_holds_the_batch(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aifactory import gates
+    from aifactory.expectations import never, suite
 
     line.deliver()
-    monkeypatch.setattr(features, "build", wrong)
-    with pytest.raises(GateRefused) as refused:
+    broken = suite("broken", [never("no_such_column > 1", "nonsense", level="batch")])
+    monkeypatch.setattr(gates.load_suites(line.f.settings, line.spec), "features", lambda _: broken)
+    with pytest.raises(GateRefused):
         line.ingest(line.day)
 
-    assert refused.value.reason is R.FEATURE_GATE
-    assert "network_late_1h" in str(refused.value)
-    assert line.f.datasets(line.spec).latest().revision == line.revision
+    [held] = line.events(EventKind.HELD)
+    assert (held.reason, held.detail["docs"]) == (R.GATE_BROKEN, None)

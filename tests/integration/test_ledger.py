@@ -327,6 +327,21 @@ def test_sums_count_the_last_end_of_a_unit_alone(ledger: Ledger, line: str) -> N
     }
 
 
+def test_the_newest_event_of_some_kinds_of_each_unit(ledger: Ledger, line: str) -> None:
+    good, held = EventKind.PASSED, EventKind.HELD
+    why = {"event": held, "reason": ReasonCode.FEATURE_GATE}
+    ledger.record_many([event(line, unit="a"), event(line, unit="b"), event(line, unit="a", **why)])
+    ledger.record(event(line, unit="a", unit_kind="dataset"))
+    ledger.record(event(line, unit="c", **why))
+
+    def newest(*kinds: EventKind) -> dict[str, EventKind]:
+        return {u: e.event for u, e in ledger.newest(line, "ingest", "batch", ["a", "b", "x"], kinds).items()}
+
+    assert newest(good, held) == {"a": held, "b": good}
+    assert newest(good) == {"a": good, "b": good}
+    assert ledger.newest(line, "ingest", "batch", [], [good]) == {}
+
+
 def test_passages_are_the_basis_of_lead_times(ledger: Ledger, line: str) -> None:
     def at(minutes: int, kind: EventKind, unit: str, **changes: Any) -> ProductionEvent:
         return event(line, unit=unit, event=kind, at=START + timedelta(minutes=minutes), **changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -76,12 +76,13 @@ def test_lines_on_which_nothing_happened_are_reckoned_anew_some_at_a_time(f: Fac
 
 # --- who may
 @pytest.fixture
-def client(f: Factory, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> TestClient:
+def client(f: Factory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TestClient:
     """The route as the plant serves it, with Airflow's own authentication, on a plant without lines."""
     from airflow.api_fastapi.app import create_auth_manager
 
     monkeypatch.setenv("AIF_LEDGER_DSN", f.settings.ledger_dsn.get_secret_value())
     monkeypatch.setenv("AIF_METRICS_TOKEN", TOKEN)
+    monkeypatch.setenv("AIF_LINES_DIR", str(tmp_path))
     create_auth_manager()
     app = FastAPI()
     app.mount(FLOOR_PREFIX, create_app())
@@ -95,6 +96,23 @@ def test_who_has_the_token_reads_in_the_format_of_openmetrics(client: TestClient
     assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     found = {family.name for family in text_string_to_metric_families(answer.text)}
     assert {"aifactory_station_oee_ratio", "aifactory_lead_time_p95_seconds", "aifactory_notices"} <= found
+
+
+def test_a_line_that_is_not_valid_keeps_no_other_from_its_figures(client: TestClient, tmp_path: Path) -> None:
+    text = (REPOSITORY / "include" / "lines" / "flight_delay" / "line.yaml").read_text()
+    for name, more in (("good_line", ""), ("bad_line", "nonsense: 1\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "line.yaml").write_text(text.replace("line: flight_delay", f"line: {name}") + more)
+
+    def told() -> set[str]:
+        answer = client.get("/floor/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+        assert answer.status_code == 200
+        return set(re.findall(r'aifactory_line_info\{line="(\w+)"', answer.text))
+
+    assert told() == {"good_line"}
+    mended = tmp_path / "bad_line" / "line.yaml"
+    mended.write_text(mended.read_text().replace("nonsense: 1\n", ""))
+    assert told() == {"good_line", "bad_line"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
@@ -26,6 +27,10 @@ def test_what_was_put_comes_back(store: Store) -> None:
     info = store.head("a/b.bin")
     assert info is not None
     assert (info.key, info.size, info.etag) == ("a/b.bin", 6, etag)
+    assert store.get_with_info("a/b.bin") == (b"\x00\xffbody", info)
+    told = [info, store.get_with_info("a/b.bin")[1], *store.list("a/")]
+    assert len({each.written_at for each in told}) == 1
+    assert abs(datetime.now(UTC) - info.written_at) < timedelta(minutes=1)
     assert store.uri("a/b.bin") == f"s3://{store.bucket}/a/b.bin"
     assert store.put("a/b.bin", b"other") != etag
 

@@ -280,6 +280,8 @@ def test_a_bad_spec_is_an_import_error_that_names_the_field_and_stops_no_other_l
         "good_line": text.replace("line: flight_delay", "line: good_line"),
         "bad_line": text.replace("line: flight_delay", "line: bad_line").replace("floor: 0.60", "floor: 1.6"),
         "worse_line": text.replace("line: flight_delay", "line: worse_line") + "\nnonsense: 1\n",
+        "worst_line": text.replace("line: flight_delay", "line: worst_line") + "\nsince: 2026-13-45\n",
+        "far_line": text.replace("line: flight_delay", "line: far_line").replace("timezone: ", "timezone: Mars/"),
     }.items():
         (tmp_path / "lines" / name).mkdir(parents=True)
         (tmp_path / "lines" / name / "line.yaml").write_text(content)
@@ -289,6 +291,8 @@ def test_a_bad_spec_is_an_import_error_that_names_the_field_and_stops_no_other_l
     assert "bad_line/line.yaml: evaluation.floor: " in message
     assert "(got 1.6)" in message
     assert "worse_line/line.yaml: nonsense: " in message
+    assert "worst_line/line.yaml: is not YAML: month must be in 1..12" in message
+    assert "far_line/line.yaml: schedule.timezone: " in message
     assert "Traceback" not in message
     assert dag_ids == sorted([*(f"good_line.{stage}" for stage in STAGES), "plant.notices"])
 

@@ -220,6 +220,49 @@ def test_a_breach_lasts_until_a_window_keeps_the_limits_or_another_model_serves(
 
 
 # --- lead time
+def ingested(minute: float, landed: float | None) -> list[ProductionEvent]:
+    """A batch that passes, its files landed at a minute; held where one is missing."""
+    told = {"landed_at": None if landed is None else (T0 + timedelta(minutes=landed)).isoformat()}
+    work = {"duration_s": 120.0, "detail": told}
+    missing = {"reason": ReasonCode.LANDING_MISSING}
+    return [
+        event(minute, EventKind.STARTED, detail=told),
+        event(minute + 2, EventKind.HELD, **work, **missing)
+        if landed is None
+        else event(minute + 2, EventKind.PASSED, **work),
+    ]
+
+
+def released(minute: float) -> ProductionEvent:
+    told = {"trained_until": "2026-03-01", "order_id": "o", "dataset_revision": "c0ffee"}
+    return event(minute, EventKind.PROMOTED, "7", station="deploy", unit_kind="model", duration_s=30, detail=told)
+
+
+def test_lead_time_begins_when_the_data_landed_and_what_they_waited_for_ingest_is_queue() -> None:
+    [found] = leadtime.lead_times([*ingested(30, landed=0), released(60)])
+    [late] = leadtime.lead_times([*ingested(30, landed=30), released(60)])
+    assert (found.landed, found.total_s) == (T0, 3600)
+    assert found.queue_s == late.queue_s + 30 * 60
+    assert found.touch_s == late.touch_s == 150
+
+
+def test_data_do_not_land_after_ingest_has_begun_on_them_whatever_the_clocks_say() -> None:
+    [found] = leadtime.lead_times([*ingested(30, landed=31), released(60)])
+    assert found.landed == T0 + timedelta(minutes=30)
+
+
+def test_what_a_correction_takes_is_part_of_the_lead_time_and_the_wait_for_a_missing_file_is_not() -> None:
+    corrected = [*ingested(30, landed=5), *ingested(50, landed=45), released(60)]
+    assert leadtime.lead_times(corrected)[0].landed == T0 + timedelta(minutes=5)
+    seen = event(20, EventKind.ACKNOWLEDGED, detail={"acknowledges": "x"})
+    delivered_late = [*ingested(10, landed=None), seen, *ingested(50, landed=45), released(60)]
+    assert leadtime.lead_times(delivered_late)[0].landed == T0 + timedelta(minutes=45)
+    of_an_earlier_version = event(10, EventKind.STARTED)
+    mixed = [of_an_earlier_version, *ingested(50, landed=45), released(60)]
+    assert leadtime.lead_times(mixed)[0].landed == T0 + timedelta(minutes=10)
+    assert leadtime.lead_times([*ingested(70, landed=65), released(60)]) == []
+
+
 def test_lead_time_in_its_parts() -> None:
     train = {"station": "train", "unit_kind": "model"}
     deploy = {"station": "deploy", "unit_kind": "model", "run_id": "r"}
@@ -396,6 +439,32 @@ def test_what_is_counted_adds_up(events: list[ProductionEvent]) -> None:
     shares = [i.cumulative_share for i in items]
     assert shares == sorted(shares)
     assert not shares or shares[-1] == 1
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 300), st.none() | st.integers(-300, 400)),
+        min_size=1,
+        max_size=5,
+        unique_by=lambda each: each[0],
+    ),
+    st.integers(1, 500),
+    st.randoms(use_true_random=False),
+)
+def test_a_lead_time_begins_at_the_first_arrival_and_its_parts_sum_up(
+    tries: list[tuple[int, int | None]], end: int, chance: random.Random
+) -> None:
+    made = [e for minute, landed in tries for e in ingested(minute, landed)] + [released(end)]
+    chance.shuffle(made)
+    arrivals = [min(minute, landed) for minute, landed in tries if landed is not None]
+    found = leadtime.lead_times(made)
+    if not arrivals or min(arrivals) > end:
+        assert found == []
+        return
+    [one] = found
+    assert one.landed == T0 + timedelta(minutes=min(arrivals))
+    assert one.queue_s >= 0
+    assert one.queue_s + one.touch_s + one.approval_s + one.bake_s == pytest.approx(one.total_s)
 
 
 @given(

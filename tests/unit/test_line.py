@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from aifactory.errors import SpecError
-from aifactory.line import find_line, load_line, load_lines
+from aifactory.line import find_line, lines_under, load_line
 from aifactory.settings import REPOSITORY
 
 LINES = REPOSITORY / "include" / "lines"
@@ -31,16 +32,44 @@ def edited(tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], Any]], Path]:
 
 
 def test_every_line_of_the_house_is_valid():
-    assert "flight_delay" in [spec.line for spec in load_lines(LINES)]
+    good, bad = lines_under(LINES)
+    assert "flight_delay" in [spec.line for spec in good]
+    assert bad == {}
 
 
 def test_a_line_that_was_edited_is_read_again(edited):
     folder = edited(lambda c: c.update(title="before"))
-    assert [spec.title for spec in load_lines(folder.parent)] == ["before"]
+    assert [spec.title for spec in lines_under(folder.parent)[0]] == ["before"]
     again = folder / "line.yaml"
     again.write_text(again.read_text().replace("before", "after"))
     os.utime(again, ns=(1, 1))
-    assert [spec.title for spec in load_lines(folder.parent)] == ["after"]
+    assert [spec.title for spec in lines_under(folder.parent)[0]] == ["after"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"line: flight_delay\nnonsense: 1\n", "nonsense"),
+        (b"a: [1,", "is not YAML"),
+        (b"a: 2026-13-45\n", "month must be in 1..12"),
+        (b"a: caf\xe9\n", "is not YAML"),
+        (b"", "must be a mapping"),
+    ],
+)
+def test_a_line_that_is_not_valid_is_told_and_the_others_go_on(edited, content: bytes, words: str):
+    good = edited(lambda _: None)
+    (good.parent / "bad").mkdir()
+    (good.parent / "bad" / "line.yaml").write_bytes(content)
+    (good.parent / "notes").mkdir()
+    specs, bad = lines_under(good.parent)
+    assert [spec.line for spec in specs] == ["flight_delay"]
+    assert list(bad) == ["bad"]
+    assert words in bad["bad"].message
+    shutil.copytree(good, good.parent / "bad", dirs_exist_ok=True)
+    mended = good.parent / "bad" / "line.yaml"
+    mended.write_text(mended.read_text().replace("line: flight_delay", "line: bad"))
+    assert [spec.line for spec in lines_under(good.parent)[0]] == ["bad", "flight_delay"]
+    assert lines_under(good.parent / "nowhere") == ((), {})
 
 
 def test_spec_is_frozen_and_its_digest_is_stable():
@@ -61,6 +90,8 @@ def test_digest_changes_with_the_content(edited):
         (lambda c: c["quality"].update(max_quarantine_shar=0.1), ["quality.max_quarantine_shar", "Extra inputs"]),
         (lambda c: c["quality"].update(max_quarantine_share=5), ["quality.max_quarantine_share", "got 5"]),
         (lambda c: c["schedule"].update(cron="0 6 * *"), ["schedule.cron", "five fields", "0 6 * *"]),
+        (lambda c: c["schedule"].update(cron="61 6 * * *"), ["schedule.cron", "out of its range", "61 6 * * *"]),
+        (lambda c: c["schedule"].update(timezone="Mars/Base"), ["schedule.timezone", "IANA", "Mars/Base"]),
         (lambda c: c["model"].update(recipe="magic"), ["model", "'magic'", "recipes"]),
         (lambda c: c["model"].update(target="carrier"), ["target 'carrier'", "feature"]),
         (lambda c: c["source"].update(units="planes"), ["units", "'planes'", "tables"]),

@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 from rich.console import Console
 
 from aifactory.serving.gateway import Limits
-from aifactory.settings import Settings, load_settings
+from aifactory.settings import REPOSITORY, Settings, load_settings
 from plant import airflow, clients, containers, display, ports, postgres, processes, secrets, serving, world
 from plant.errors import PlantError, PortTaken
 from plant.operate import PartStatus
@@ -84,20 +85,26 @@ def test_a_container_gets_its_share_of_the_secrets_and_no_more(
     assert {stat.S_IMODE(p.stat().st_mode) for p in private} == {0o600}
 
 
-def test_the_clients_keys_go_to_the_gateway_and_to_the_demo_alone(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shares = ("KEYS", "FACTORY", "WORLD", "SERVING", "S3", "MLFLOW", "POSTGRES", "S3_DATA", "POSTGRES_DATA")
-    for name in shares:
+@pytest.fixture
+def shares(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The folders that `prepare` fills, by their names."""
+    names = ("KEYS", "FACTORY", "WORLD", "SERVING", "S3", "MLFLOW", "POSTGRES", "S3_DATA", "POSTGRES_DATA")
+    for name in names:
         monkeypatch.setattr(containers, name, tmp_path / name)
         (tmp_path / name).mkdir()
     monkeypatch.setattr(os, "chown", lambda *_, **__: None)
     secrets.ensure_secrets(settings)
     monkeypatch.setattr(containers, "SECRETS", settings.secrets_file)
+    return {name: tmp_path / name for name in names}
+
+
+def test_the_clients_keys_go_to_the_gateway_and_to_the_demo_alone(
+    settings: Settings, shares: dict[str, Path], tmp_path: Path
+) -> None:
     path = tmp_path / "clients"
     path.write_text("planner=0123456789abcdef\n")
     containers.prepare(settings.model_copy(update={"serving_keys_file": path}))
-    with_keys = [p for name in shares for p in (tmp_path / name).rglob("*") if p.name == "serving.keys"]
+    with_keys = [p for share in shares.values() for p in share.rglob("*") if p.name == "serving.keys"]
     assert {p.parents[1].name for p in with_keys} == {"KEYS", "SERVING"}
     assert {(p.read_text(), stat.S_IMODE(p.stat().st_mode)) for p in with_keys} == {(path.read_text(), 0o600)}
     known = secrets.read_secrets(tmp_path / "FACTORY" / "secrets" / "plant.env")
@@ -107,6 +114,49 @@ def test_the_clients_keys_go_to_the_gateway_and_to_the_demo_alone(
         containers.prepare(settings.model_copy(update={"serving_keys_file": path}))
     containers.prepare(settings)
     assert not [p for p in with_keys if p.exists()], "keys that are taken back are not kept"
+
+
+def test_routes_of_notices_and_the_token_of_metrics_go_to_airflows_parts(
+    settings: Settings, shares: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routes, token = tmp_path / "routes", tmp_path / "token"
+    monkeypatch.setattr(containers, "METRICS_TOKEN", token)
+    routes.write_text("routes: [{to: [desk]}]\n")
+    token.write_text("0123456789abcdef\n")
+    containers.prepare(settings.model_copy(update={"notices_file": routes}))
+    [copy] = [p for share in shares.values() for p in share.rglob("*") if p.name == "notices.yaml"]
+    assert copy == shares["FACTORY"] / "secrets" / "notices.yaml"
+    assert (copy.read_text(), stat.S_IMODE(copy.stat().st_mode)) == (routes.read_text(), 0o600)
+    told = {name: secrets.read_secrets(share / "secrets" / "plant.env") for name, share in shares.items()}
+    assert {name for name, known in told.items() if "0123456789abcdef" in known.values()} == {"KEYS", "FACTORY"}
+    assert told["FACTORY"]["AIF_METRICS_TOKEN"] == "0123456789abcdef"
+    assert told["FACTORY"]["AIF_NOTICES_FILE"] == "", "each part is told of its own copy by its environment"
+    for wrong in ("short", "two lines of them\n0123456789abcdef", "a${HOME}0123456789abcdef", "'0123456789abcdef'"):
+        token.write_text(wrong)
+        with pytest.raises(PlantError, match="AIF_METRICS_TOKEN_FILE") as refused:
+            containers.prepare(settings)
+        assert wrong not in str(refused.value)
+    token.write_text("")
+    containers.prepare(settings)
+    assert not copy.exists(), "routes that are taken back are not kept"
+    assert secrets.read_secrets(shares["FACTORY"] / "secrets" / "plant.env")["AIF_METRICS_TOKEN"] == ""
+
+
+def test_compose_hands_files_of_the_host_to_prepare_alone_and_what_they_say_stands_in_no_environment() -> None:
+    compose = yaml.safe_load((REPOSITORY / "docker-compose.yaml").read_text())
+    holders = {name: service.get("secrets", []) for name, service in compose["services"].items()}
+    assert {name for name, held in holders.items() if held} == {"prepare"}
+    files = {"clients": "SERVING_KEYS_FILE", "notices": "NOTICES_FILE", "metrics": "METRICS_TOKEN_FILE"}
+    assert {"plant", *files} == set(holders["prepare"])
+    assert {name: compose["secrets"][name]["file"] for name in files} == {
+        name: f"${{AIF_{variable}:-/dev/null}}" for name, variable in files.items()
+    }
+    environments = {name: service.get("environment", {}) for name, service in compose["services"].items()}
+    told = {
+        name for name, values in environments.items() if values.get("AIF_NOTICES_FILE", "").endswith("notices.yaml}")
+    }
+    assert told == {"airflow-api", "airflow-scheduler", "airflow-dags", "airflow-triggerer"}
+    assert not [name for name, values in environments.items() if any("METRICS" in each for each in values)]
 
 
 @pytest.mark.parametrize(

@@ -78,15 +78,24 @@ def units_of(connection: Connection, spec: LineSpec) -> dict[Ref, Unit]:
     found = rows(
         connection,
         """
+        WITH refused AS (
+            -- passed by the raw gate, and its features refused before any dataset version held it
+            SELECT unit AS refused_unit, max(id) AS refused_id FROM production_event
+            WHERE line = :line AND station = 'ingest' AND unit_kind = 'batch' AND event = 'held'
+              AND detail @> '{"in_dataset": false}'
+            GROUP BY unit
+        )
         SELECT DISTINCT ON (station, unit_kind, unit) id, station, unit_kind, unit, event, reason, at, "partition",
                run_id, num_in, num_good, num_bad, min(at) OVER same AS made_at,
-               min(id) FILTER (WHERE event IN ('passed', 'reworked')) OVER same AS first_good, CASE
+               min(id) FILTER (
+                   WHERE event IN ('passed', 'reworked') AND id > coalesce(refused_id, 0)
+               ) OVER same AS first_good, CASE
                    WHEN unit_kind = 'batch'
                        THEN jsonb_build_object('etags', detail -> 'etags', 'docs', detail -> 'docs')
                    WHEN station IN ('train', 'deploy') OR unit_kind = 'dataset' THEN detail - 'metrics' - 'telemetry'
                    ELSE jsonb_build_object('model_version', detail -> 'model_version')
                END AS detail
-        FROM production_event
+        FROM production_event LEFT JOIN refused ON unit_kind = 'batch' AND unit = refused_unit
         WHERE line = :line AND unit_kind IN ('batch', 'dataset', 'model', 'predictions', 'window')
           AND station IN ('ingest', 'train', 'deploy', 'score', 'feedback')
           AND event NOT IN ('overridden', 'acknowledged')

@@ -35,7 +35,7 @@ class Row:
 
 
 def days(connection: Connection, line: str, *, before: str | None, limit: int) -> Sequence[Mapping[str, Any]]:
-    """The last end of each batch that left rows in quarantine, newest day first, before a day."""
+    """What the raw gate said last of each batch that left rows in quarantine, newest day first, before a day."""
     return rows(
         connection,
         """
@@ -43,6 +43,7 @@ def days(connection: Connection, line: str, *, before: str | None, limit: int) -
             SELECT DISTINCT ON (unit) * FROM production_event
             WHERE line = :line AND station = 'ingest' AND unit_kind = 'batch'
               AND event IN ('passed', 'reworked', 'held') AND reason IS DISTINCT FROM 'DEADLINE_MISSED'
+              AND NOT detail ? 'step'
               AND (CAST(:before AS text) IS NULL OR unit < :before)
             ORDER BY unit DESC, id DESC
         ) last WHERE num_bad > 0 ORDER BY unit DESC LIMIT :limit

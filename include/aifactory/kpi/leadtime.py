@@ -1,7 +1,7 @@
 """Lead time of a release: from its newest data's arrival to all traffic, in four parts that sum up to it.
 
-landed ── ingest ── queue ── train … register ── approval ── load, shadow, canary ── promote
-           touch               touch               approval        bake               touch
+landed ── queue ── ingest ── queue ── train … register ── approval ── load, shadow, canary ── promote
+                    touch               touch               approval        bake               touch
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def split(begin: datetime, end: datetime, kinds: Sequence[Sequence[Interval]]) -
 def lead_times(events: Iterable[ProductionEvent]) -> list[LeadTime]:
     """Of each release, its first time in service, oldest first.
 
-    Landed is when ingest first began on the newest day that the model learned. A release whose order or day is not
-    among the events is left out.
+    Landed is when all files of the newest day that the model learned first lay there, see `_landed`: what a correction
+    of them took is rework, and part of it. A release whose order or day is not among the events is left out.
 
     Args:
         events: of one line: the releases, and what was done to their days, orders and versions.
@@ -80,17 +80,17 @@ def lead_times(events: Iterable[ProductionEvent]) -> list[LeadTime]:
     for e in mine:
         if e.station == "deploy" and e.event is EventKind.PROMOTED:
             first.setdefault(e.unit, e)
-    begins: dict[str, datetime] = {}
+    arrived: dict[str, datetime] = {}
     for e in mine:
-        if e.station == "ingest" and e.unit_kind == "batch":
-            begins[e.unit] = min(begins.get(e.unit, e.at), began(e))
+        if e.station == "ingest" and e.unit_kind == "batch" and e.event is EventKind.STARTED and (at := _landed(e)):
+            arrived[e.unit] = min(arrived.get(e.unit, at), at)
     lives: defaultdict[tuple[str, str], list[ProductionEvent]] = defaultdict(list)
     for e in mine:
         lives[e.station, e.unit.partition("/")[0] if e.station == "train" else e.unit].append(e)
     found = []
     for release in first.values():
         told = release.detail
-        landed = begins.get(str(told.get("trained_until")))
+        landed = arrived.get(str(told.get("trained_until")))
         if landed is not None and landed <= release.at:
             names = [("ingest", "trained_until"), ("ingest", "dataset_revision"), ("train", "order_id")]
             life = [e for station, name in names for e in lives[station, str(told.get(name))]]
@@ -102,6 +102,18 @@ def quantiles(seconds: Iterable[float]) -> tuple[int, float | None, float | None
     """Number, median and 95th percentile."""
     values = list(seconds)
     return len(values), percentile(values, 0.5), percentile(values, 0.95)
+
+
+def _landed(start: ProductionEvent) -> datetime | None:
+    """When the last of the files landed that a batch started with, by the store's clock; None where one was missing.
+
+    No later than the start, whatever the clocks say; the start itself where the event, of an earlier version of the
+    factory, does not tell.
+    """
+    if "landed_at" not in start.detail:
+        return start.at
+    told = start.detail["landed_at"]
+    return min(datetime.fromisoformat(told), start.at) if told else None
 
 
 def _lead_time(life: Iterable[ProductionEvent], release: ProductionEvent, landed: datetime) -> LeadTime:

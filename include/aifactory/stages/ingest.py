@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from statistics import median
 from types import ModuleType
@@ -35,7 +35,12 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+    from aifactory.ledger import EventKind, ProductionEvent
+
 log = logging.getLogger(__name__)
+
+FEATURE_STEP = "build_features"
+"""Tells in the detail of an event of a batch that the feature gate said it, not the raw gate."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class _Batch:
     failed: dict[str, dict[int, tuple[str, str]]] = field(default_factory=dict)
     etags: dict[str, str | None] = field(default_factory=dict)
     """Content of each landed file, readable or not."""
+    written_at: list[datetime | None] = field(default_factory=list)
+    """When each was written; None of one that is not there."""
     reasons: list[tuple[ReasonCode, str]] = field(default_factory=list)
     """Why the partition is held whole, first reason first."""
     was: dict[str, Any] | None = None
@@ -73,6 +80,12 @@ class _Batch:
     @property
     def num_quarantined(self) -> int:
         return self.num_in if self.held else sum(map(len, self.failed.values()))
+
+    @property
+    def landed_at(self) -> str | None:
+        """When the last of its files landed, ISO in UTC; None while one is missing."""
+        times = [at.astimezone(UTC) for at in self.written_at if at]
+        return max(times).isoformat() if len(times) == len(self.written_at) > 0 else None
 
     @property
     def revision(self) -> str:
@@ -140,14 +153,7 @@ def _gate_raw(f: Factory, spec: LineSpec, days: Sequence[str], run: str) -> dict
     begun = time.monotonic()
     batches = _read(f, spec, days)
     readable = [b for b in batches if not b.held]
-    suites = gates.load_suites(f.settings, spec)
-    verdicts: dict[str, Verdict] = {}
-    if readable:
-        with gates.connect(f.settings) as con:
-            for table in spec.source.tables:
-                verdicts |= _judge_rows(_Gate(f, spec, suites, con), table, readable)
-            for table in spec.source.tables:
-                verdicts |= _judge_batches(_Gate(f, spec, suites, con), table, readable)
+    verdicts = _judge(f, spec, readable) if readable else {}
     _hold_over_share(spec, readable)
     docs = _publish(f, spec, batches, verdicts)
     with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
@@ -163,12 +169,14 @@ def _read(f: Factory, spec: LineSpec, days: Sequence[str]) -> list[_Batch]:
         batch = _Batch(day, was=_said(f, spec, day))
         for name in spec.source.tables:
             try:
-                batch.landed[name] = landing.read_table(f, spec, name, day)
-                batch.etags[name] = batch.landed[name].etag
+                found = batch.landed[name] = landing.read_table(f, spec, name, day)
+                batch.etags[name] = found.etag
+                batch.written_at.append(found.written_at)
             except LandingDefect as defect:
                 batch.reasons.append((defect.reason, defect.message))
                 head = f.landing.head(spec.source.key(name, day))
                 batch.etags[name] = head.etag if head else None
+                batch.written_at.append(head.written_at if head else None)
         return batch
 
     _ = f.landing.client, f.store.client
@@ -181,6 +189,22 @@ def _said(f: Factory, spec: LineSpec, day: str) -> dict[str, Any] | None:
         return f.store.get_json(verdict_key(spec, day))
     except NotFound:
         return None
+
+
+def _judge(f: Factory, spec: LineSpec, batches: Sequence[_Batch]) -> dict[str, Verdict]:
+    """GX on all rows, then on whole partitions; where it cannot run, every partition is held."""
+    suites = gates.load_suites(f.settings, spec)
+    verdicts: dict[str, Verdict] = {}
+    try:
+        with gates.connect(f.settings) as con:
+            for table in spec.source.tables:
+                verdicts |= _judge_rows(_Gate(f, spec, suites, con), table, batches)
+            for table in spec.source.tables:
+                verdicts |= _judge_batches(_Gate(f, spec, suites, con), table, batches)
+    except GateRefused as broken:
+        for b in batches:
+            b.reasons.append((broken.reason, broken.message))
+    return verdicts
 
 
 def _judge_rows(gate: _Gate, table: str, batches: Sequence[_Batch]) -> dict[str, Verdict]:
@@ -412,6 +436,7 @@ def _record_batches(
                         "message": b.reasons[0][1] if b.held else "",
                         "quarantined": {n: _counted(rows) for n, rows in b.failed.items() if rows},
                         "etags": b.etags,
+                        "landed_at": b.landed_at,
                     },
                 )
             )
@@ -440,7 +465,7 @@ def build_features(
         carry_out: has the SQL run elsewhere; default here. The gate is here always.
 
     Raises:
-        GateRefused: FEATURE_GATE, or GATE_BROKEN.
+        GateRefused: FEATURE_GATE, or GATE_BROKEN; these days are held, on the record.
     """
     with _faults_recorded(f, spec, days, run, "build_features"):
         return _build_features(f, spec, days, run, carry_out)
@@ -451,9 +476,20 @@ def _build_features(
 ) -> dict[str, Any]:
     import pyarrow.compute as pc
 
-    targets = sorted({*days, *_dependents(f, spec, days)})
+    begun = time.monotonic()
+    there = _days_in_dataset(f, spec)
+    targets = sorted({*days, *(_looking_back(spec, days) & there)})
     built = _built(f, spec, targets, carry_out)
-    docs = _gate_features(f, spec, built, days)
+    docs, refusal = _gate_features(f, spec, built, days)
+    work: dict[str, Any] = {
+        "run_id": run,
+        "duration_s": (time.monotonic() - begun) / len(days),
+        "detail": {"step": FEATURE_STEP, "docs": docs},
+    }
+    if refusal:
+        _hold(f, spec, {day: day in there for day in days}, refusal, work)
+        raise refusal
+    _take_holds_back(f, spec, targets, work)
     staged: dict[str, str] = {}
     for day in targets:
         staged[day] = f"staging/{spec.line}/{run}/date={day}.parquet"
@@ -474,31 +510,99 @@ def _built(f: Factory, spec: LineSpec, days: Sequence[str], carry_out: CarryOut 
         return f.store.get_table(made["table"])
 
 
-def _dependents(f: Factory, spec: LineSpec, days: Sequence[str]) -> set[str]:
-    """Partitions of the newest dataset version whose features look back on these days."""
+def _days_in_dataset(f: Factory, spec: LineSpec) -> set[str]:
+    """Partitions of the newest dataset version."""
     latest = f.datasets(spec).latest()
-    if latest is None:
-        return set()
-    there = set(f.datasets(spec).days(latest.revision))
+    return set(f.datasets(spec).days(latest.revision)) if latest else set()
+
+
+def _looking_back(spec: LineSpec, days: Sequence[str]) -> set[str]:
+    """Partitions whose features look back on these days."""
     reach = range(1, spec.dataset.lookback_days + 1)
-    return {(date.fromisoformat(d) + timedelta(days=n)).isoformat() for d in days for n in reach} & there
+    return {(date.fromisoformat(d) + timedelta(days=n)).isoformat() for d in days for n in reach}
 
 
-def _gate_features(f: Factory, spec: LineSpec, built: pa.Table, days: Sequence[str]) -> str:
-    """GX on the built features: all or nothing, because a wrong feature is wrong code, not a wrong row."""
+def _gate_features(
+    f: Factory, spec: LineSpec, built: pa.Table, days: Sequence[str]
+) -> tuple[str | None, GateRefused | None]:
+    """GX on the built features: all or nothing, because a wrong feature is wrong code, not a wrong row.
+
+    Returns:
+        key of the Data Docs (None where the gate could not run), and the refusal.
+    """
     suites = gates.load_suites(f.settings, spec)
-    with gates.connect(f.settings) as con:
-        verdict = gates.judge(suites.features(spec), built, con)
+    try:
+        with gates.connect(f.settings) as con:
+            verdict = gates.judge(suites.features(spec), built, con)
+    except GateRefused as broken:
+        return None, broken
     first, last = min(days), max(days)
     span = first if first == last else f"{first}_{last}"
     docs = gates.publish_docs(f, {"features": verdict}, f"reports/{spec.line}/ingest/{span}/features")
     missing = sorted(set(days) - set(built.column("date").unique().to_pylist()))
     if missing:
-        raise GateRefused(ReasonCode.FEATURE_GATE, f"no features were built for {missing}; see {docs}")
+        return docs, GateRefused(ReasonCode.FEATURE_GATE, f"no features were built for {missing}; see {docs}")
     if not verdict.passed:
         named = "; ".join(f"{x.expectation} ({x.num_failed} rows)" for x in verdict.failures)
-        raise GateRefused(ReasonCode.FEATURE_GATE, f"the features of {span} are refused: not {named}; see {docs}")
-    return docs
+        message = f"the features of {span} are refused: not {named}; see {docs}"
+        return docs, GateRefused(ReasonCode.FEATURE_GATE, message)
+    return docs, None
+
+
+def _hold(f: Factory, spec: LineSpec, days: Mapping[str, bool], refusal: GateRefused, work: dict[str, Any]) -> None:
+    """Put on the record that partitions which the raw gate had passed are held whole; once for each such pass.
+
+    Args:
+        f: the open factory.
+        spec: the line.
+        days: partition key -> whether the dataset holds it, as it was before.
+        refusal: why.
+        work: run_id, duration_s and detail of each event.
+    """
+    from aifactory.ledger import GOOD, EventKind
+
+    passed = f.ledger.newest(spec.line, "ingest", "batch", days, GOOD)
+    why = {"reasons": [refusal.reason.value], "message": refusal.message[:2000]}
+    f.ledger.record_many(
+        [
+            _said_of(
+                e,
+                EventKind.HELD,
+                f"{e.key} {FEATURE_STEP} {refusal.reason}",
+                work | {"detail": {**work["detail"], **why, "in_dataset": days[day]}},
+                reason=refusal.reason,
+                num_good=0,
+                num_bad=e.num_in,
+            )
+            for day, e in passed.items()
+        ]
+    )
+
+
+def _take_holds_back(f: Factory, spec: LineSpec, days: Sequence[str], work: Mapping[str, Any]) -> None:
+    """Put on the record that partitions which this gate held have passed after all; once for each hold."""
+    from aifactory.ledger import GOOD, EventKind
+
+    ends = f.ledger.newest(spec.line, "ingest", "batch", days, [*GOOD, EventKind.HELD])
+    holds = {day: e for day, e in ends.items() if e.event is EventKind.HELD and e.detail.get("step") == FEATURE_STEP}
+    passed = f.ledger.newest(spec.line, "ingest", "batch", holds, GOOD)
+    f.ledger.record_many([_said_of(e, EventKind.PASSED, holds[day].key, work) for day, e in passed.items()])
+
+
+def _said_of(
+    passed: ProductionEvent, kind: EventKind, after: str, work: Mapping[str, Any], **changes: Any
+) -> ProductionEvent:
+    """The feature gate's word on a partition: its rows and files are those that the raw gate passed."""
+    from aifactory.ledger import event_key
+
+    return replace(
+        passed,
+        event=kind,
+        key=event_key(passed.line, passed.station, passed.unit, kind, after),
+        at=datetime.now(UTC),
+        **{**work, "detail": passed.detail | work["detail"]},
+        **changes,
+    )
 
 
 # --- the dataset

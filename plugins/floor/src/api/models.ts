@@ -387,6 +387,22 @@ export interface UnitEvent {
   message: string;
 }
 /**
+ * A line whose `line.yaml` is not valid: it has no DAGs and no card until that is mended.
+ *
+ * This interface was referenced by `Api`'s JSON-Schema
+ * via the `definition` "InvalidLine".
+ */
+export interface InvalidLine {
+  /**
+   * Name of its folder among the lines.
+   */
+  folder: string;
+  /**
+   * Each wrong field of its line.yaml, with its value.
+   */
+  message: string;
+}
+/**
  * All KPIs of a line over the days asked for.
  *
  * This interface was referenced by `Api`'s JSON-Schema
@@ -592,7 +608,7 @@ export interface LeadTime {
   version: string;
   order_id: string | null;
   /**
-   * When ingest first saw the newest day that the model learned.
+   * When all files of the newest day that the model learned first lay there, by the store's clock; where that is not on the record, when ingest first began on them.
    */
   landed: string;
   /**
@@ -601,7 +617,7 @@ export interface LeadTime {
   released: string;
   total_s: number;
   /**
-   * Nobody worked on it.
+   * Nobody worked on it; also while it lay in the landing zone.
    */
   queue_s: number;
   /**
@@ -752,6 +768,10 @@ export interface Overview {
    */
   days: number;
   totals: PlantTotals;
+  /**
+   * Lines without a valid spec, whatever page and filter.
+   */
+  invalid: InvalidLine[];
   /**
    * attention first, then running, idle, never_run, paused; then by name.
    */

@@ -6,6 +6,7 @@ import { AttentionList } from "../components/AttentionList";
 import { lineStateLabel } from "../components/Badges";
 import { Choice, DAYS } from "../components/Choice";
 import { Figure, Figures } from "../components/Figures";
+import { InvalidLines } from "../components/InvalidLines";
 import { LineCard } from "../components/LineCard";
 import { LoadMore } from "../components/LoadMore";
 import { Panel } from "../components/Panel";
@@ -42,9 +43,10 @@ export function Overview() {
       </Flex>
 
       <Loaded query={{ ...floor, data: newest }} skeleton={<OverviewSkeleton />}>
-        {({ totals }) => (
+        {({ totals, invalid }) => (
           <Flex direction="column" gap={4}>
             <Totals totals={totals} />
+            {invalid.length > 0 && <InvalidLines lines={invalid} />}
             {waiting.data && waiting.data.items.length > 0 && (
               <Panel title="Waiting for a person" hint={waitingHint(waiting.data, totals)} flush>
                 <AttentionList items={waiting.data.items} withLine />
@@ -63,7 +65,7 @@ export function Overview() {
               <StateFilter totals={totals} state={state} setState={setState} />
             </Flex>
             {lines.length === 0 ? (
-              <NoLines totals={totals} />
+              (totals.num_lines > 0 || invalid.length === 0) && <NoLines totals={totals} />
             ) : (
               <Grid
                 as="ul"
