@@ -21,7 +21,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from aifactory import quarantine
-from aifactory.errors import InfrastructureFault, NotFound, SpecError
+from aifactory.errors import FactoryError, InfrastructureFault, NotFound, SpecError
 from aifactory.factory import Factory, open_factory
 from aifactory.floor import genealogy, history, overview, quarantined, waiting
 from aifactory.floor.plan import plan_of
@@ -99,10 +99,10 @@ def page(path: str) -> Response:
 
 
 def _answer(status: int, told: str = "") -> Any:
-    """An exception handler; without a text of its own it says what the error says."""
+    """An exception handler; without a text of its own it says what the error says, without its reason code."""
 
-    def answer(request: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": told or str(error)}, status)
+    def answer(request: Request, error: FactoryError) -> Response:
+        return JSONResponse({"detail": told or error.message}, status)
 
     return answer
 
