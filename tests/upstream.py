@@ -3,8 +3,9 @@
     python upstream.py NAME HTTP_PORT GRPC_PORT
 
 Every answer to REST is a JSON object with `slot`, `path` and the request's headers; to gRPC, the same JSON as bytes.
-What a request asks of it, by headers: `x-fail-b: 500` fails in slot b alone (REST: that status; gRPC: status INTERNAL),
-`x-sleep-b: 0.2` takes that long there. `GET /seen` tells how many requests it had, and how many were shadows.
+What a request asks of it, by headers: `x-fail-b: 500` fails in slot b alone (REST: that status; gRPC: NOT_FOUND for
+404, else INTERNAL), `x-sleep-b: 0.2` takes that long there. `GET /seen` tells how many requests it had, and how many
+were shadows.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class Upstream:
     async def grpc(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
         headers = dict(context.invocation_metadata())
         await self.count(headers)
-        if headers.get(f"x-fail-{self.name}"):
-            await context.abort(grpc.StatusCode.INTERNAL, headers.get("x-error", "told to"))
+        if told := headers.get(f"x-fail-{self.name}"):
+            code = grpc.StatusCode.NOT_FOUND if told == "404" else grpc.StatusCode.INTERNAL
+            await context.abort(code, headers.get("x-error", "told to"))
         return json.dumps({"slot": self.name, "headers": {k: str(v) for k, v in headers.items()}}).encode()
 
     async def stream(self, requests: Any, context: grpc.aio.ServicerContext) -> Any:

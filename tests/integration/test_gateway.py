@@ -493,6 +493,26 @@ def test_a_callers_mistake_is_no_error_of_the_server(rig: Rig, said: str) -> Non
     assert (status, words) == ("INVALID_ARGUMENT", "Unable to parse request")
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["Request for unknown model: 'alpha' is not found", "model 'alpha' is not found: it is unknown or not loaded"],
+)
+def test_a_server_that_has_come_back_empty_fails_no_request(rig: Rig, said: str) -> None:
+    rig.apply(LineRoute("alpha", "a", 100))
+    before = rig.admin.read()
+    answer = rig.rest(x_fail_b="404", x_error=said)
+    assert (answer.status_code, answer.headers["x-slot"]) == (200, "a")
+    assert rig.grpc(message("alpha"), x_fail_b="404", x_error=said)[0] == "a"
+    window = rig.admin.read()["alpha", "b"].since(before["alpha", "b"])
+    assert (window.answered, window.client_errors, window.failed_attempts) == (2, 0, 2), "it counts against the slot"
+    rig.apply(LineRoute("alpha", "a"))
+    assert rig.rest(x_fail_a="404", x_error=said).status_code == 503, "no other slot may answer"
+    assert rig.grpc(message("alpha"), x_fail_a="404", x_error=said) == ("UNAVAILABLE", said)
+    of_version = "version '9' of model 'alpha' is not found; loaded are ['1']"
+    assert rig.rest(x_fail_a="404", x_error=of_version).status_code == 404, "that is its caller's mistake"
+    assert rig.grpc(message("alpha"), x_fail_a="404", x_error=of_version) == ("NOT_FOUND", of_version)
+
+
 # --- what is seen
 
 
