@@ -22,7 +22,7 @@ from aifactory.ledger import EventKind
 from aifactory.line import Edge, LineSpec, find_line
 from aifactory.signing import load_released
 
-pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.thorough, pytest.mark.timeout(2400)]
 
 LINE = "pocket_delay"
 NUM_DAYS = 35

@@ -25,7 +25,7 @@ from aifactory.serving.live import live_predictions
 from aifactory.serving.requestfile import write_requests
 from aifactory.serving.traffic import Traffic
 
-pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.thorough, pytest.mark.timeout(2400)]
 
 LINE = "flight_delay"
 ROUND_S = 60
