@@ -195,10 +195,12 @@ def test_a_training_that_has_no_place_yet_holds_no_worker_and_spends_no_try(lab:
     until = datetime.now(UTC) + timedelta(hours=1)
     note = {"until": until.isoformat(), "reason": "CLUSTER_UNREACHABLE", "message": "by hand"}
     lab.factory.store.put_json("capacity/cooling/near.json", note)
-    run = lab.train("waits")
-    lab.wait("it to wait", lambda: lab.task(run, "train_challenger")["state"] == "up_for_reschedule")
-    assert lab.pods() == []
-    lab.factory.store.delete("capacity/cooling/near.json")
+    try:
+        run = lab.train("waits")
+        lab.wait("it to wait", lambda: lab.task(run, "train_challenger")["state"] == "up_for_reschedule")
+        assert [p.metadata.name for p in lab.pods() if p.metadata.annotations[TASK_ANNOTATIONS["run_id"]] == run] == []
+    finally:
+        lab.factory.store.delete("capacity/cooling/near.json")
     assert lab.ended(run) == "success"
     challenger = lab.task(run, "train_challenger")
     assert (challenger["state"], challenger["try_number"]) == ("success", 1)
