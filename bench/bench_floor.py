@@ -88,6 +88,9 @@ def _client(f: Factory, names: list[str]) -> Any:
         def may_read(self, user: Any, lines: Iterable[str]) -> set[str]:
             return set(names) & set(lines)
 
+        def may_read_of(self, user: Any, folders: Iterable[str]) -> set[str]:
+            return set(folders)
+
         def may_edit(self, user: Any, lines: Iterable[str]) -> set[str]:
             return set(lines)
 

@@ -506,4 +506,5 @@ def event_of(row: Mapping[str, Any]) -> ProductionEvent:
     values.pop("id", None)
     values["event"] = EventKind(values["event"])
     values["reason"] = ReasonCode[values["reason"]] if values["reason"] else None
+    values["detail"] = values.get("detail") or {}
     return ProductionEvent(**values)

@@ -50,7 +50,6 @@ def events_between(connection: Connection, line: str, begin: datetime, end: date
                    WHEN unit_kind = 'window' THEN jsonb_build_object('violations', detail -> 'violations')
                    WHEN unit_kind = 'batch' AND detail -> 'quarantined' <> '{}'
                        THEN jsonb_build_object('quarantined', detail -> 'quarantined')
-                   ELSE '{}'
                END AS detail
         FROM production_event
         WHERE line = :line AND at >= :begin AND at < :end AND event <> 'acknowledged' AND event <> 'overridden'
