@@ -305,7 +305,7 @@ def nights(running: ContainerPlant) -> list[str]:
 @pytest.mark.parametrize(
     "part",
     [
-        part if part in {"postgres", "s3", "airflow-scheduler"} else pytest.param(part, marks=pytest.mark.thorough)
+        part if part in {"postgres", "airflow-scheduler"} else pytest.param(part, marks=pytest.mark.thorough)
         for part in PARTS
     ],
 )

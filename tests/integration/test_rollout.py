@@ -316,7 +316,9 @@ class Crossing:
         promoted(line, champion, candidate)
 
 
-@pytest.mark.parametrize("victim", ["challenger", "controller", "champion", "gateway"])
+@pytest.mark.parametrize(
+    "victim", ["challenger", pytest.param("controller", marks=pytest.mark.thorough), "champion", "gateway"]
+)
 def test_a_kill_at_every_stage_harms_no_champion(
     rig: Rig, lines: ExitStack, victim: str, record_property: Callable[[str, object], None]
 ) -> None:
