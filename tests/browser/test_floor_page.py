@@ -39,10 +39,13 @@ PAGES = {
     "run-tab": ("/dags/flight_delay.ingest/runs/scheduled__2", "What this run worked on"),
 }
 Open = Callable[..., Looker]
+SETTLED = """() => Promise.allSettled(document.getAnimations()
+    .filter((each) => each.effect.getComputedTiming().iterations !== Infinity).map((each) => each.finished))"""
 
 
 def violations(page: Page) -> list[str]:
-    """What axe finds serious or critical."""
+    """What axe finds serious or critical, once colours have come to rest."""
+    page.evaluate(SETTLED)
     page.evaluate(AXE)
     found: list[dict[str, Any]] = page.evaluate(
         "axe.run(document, {resultTypes: ['violations']}).then(r => r.violations)"
