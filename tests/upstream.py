@@ -5,7 +5,7 @@
 Every answer to REST is a JSON object with `slot`, `path` and the request's headers; to gRPC, the same JSON as bytes.
 What a request asks of it, by headers: `x-fail-b: 500` fails in slot b alone (REST: that status; gRPC: NOT_FOUND for
 404, else INTERNAL), `x-sleep-b: 0.2` takes that long there. `GET /seen` tells how many requests it had, and how many
-were shadows.
+were shadows; `GET /say/503` has it answer so from now on whether it is ready.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ class Upstream:
     def __init__(self, name: str) -> None:
         self.name = name
         self.seen = {"live": 0, "shadow": 0}
+        self.ready = 200
 
     async def rest(self, request: web.Request) -> web.Response:
         if request.path == "/seen":
             return web.json_response(self.seen)
         if request.path.endswith("/ready"):
+            return web.Response(status=self.ready)
+        if request.path.startswith("/say/"):
+            self.ready = int(request.path.removeprefix("/say/"))
             return web.Response()
         body = await request.read()
         headers = {k.lower(): v for k, v in request.headers.items()}

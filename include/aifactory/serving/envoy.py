@@ -353,7 +353,6 @@ def _slot(gateway: Gateway, line: str, slot: str, protocol: str, *, shadow: bool
     cluster = {
         **_cluster(name, protocol, gateway.limits),
         "type": "STATIC",
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "load_assignment": {
             "cluster_name": name,
             "endpoints": [{"lb_endpoints": [{"endpoint": endpoint, "metadata": metadata}]}],
