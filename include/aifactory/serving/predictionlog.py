@@ -43,18 +43,17 @@ _FRAME = struct.Struct("<II")
 # Served at (microseconds), rows, bytes of the id, shadow, bytes of the units (-1: none)
 _HEAD = struct.Struct("<qIHBi")
 _MAX_ID_BYTES = 1024
-_FRAMES_A_WRITE = 64  # each write lets go of the interpreter's lock, so a request waits for no more than so many
 _COUNTS_BYTES = 4096
-_REQUEST_BYTES, _ARRAY_BYTES, _TEXT_BYTES = 800, 120, 60  # what Python adds to a queued request, array, text
+_QUEUED_BYTES = 200  # what Python adds to a queued frame
 
 # Slots of the counts file: 64 bits each. Recorded comes last, for a reader goes upwards and must not see less recorded
 # than spooled. Every slot has one thread that writes it.
-_STATE, _SPOOLED, _DISK, _SPOOL_FULL, _MISSHAPEN, _LOST, _CUT, _QUEUE_FULL, _MALFORMED, _CLOSED, _RECORDED = range(11)
+_STATE, _SPOOLED, _DISK, _SPOOL_FULL, _LOST, _CUT, _QUEUE_FULL, _MALFORMED, _CLOSED, _RECORDED = range(10)
 _REASONS = {
     "queue_full": (_QUEUE_FULL,),
     "spool_full": (_SPOOL_FULL,),
     "disk": (_DISK,),
-    "malformed": (_MALFORMED, _MISSHAPEN),
+    "malformed": (_MALFORMED,),
     "closed": (_CLOSED,),
 }
 _ENDED = 1
@@ -144,20 +143,6 @@ class Segment(NamedTuple):
         return sum(request.rows for request in self.requests)
 
 
-class _Queued(NamedTuple):
-    """A request as the server handed it in."""
-
-    served_at: int
-    request_id: str
-    units: str | None
-    shadow: bool
-    rows: int
-    scores: npt.NDArray[np.float32]
-    numbers: list[npt.NDArray[np.float32]]
-    texts: list[list[bytes | str]]
-    cost: int
-
-
 @dataclass
 class _Open:
     """The segment that is being written."""
@@ -195,7 +180,7 @@ class PredictionLog:
         os.write(self._file, bytes(_COUNTS_BYTES))  # written, not only sized: a full disk shows here, not as SIGBUS
         os.fsync(self._file)
         self._counts = memoryview(mmap.mmap(self._file, _COUNTS_BYTES)).cast("Q")
-        self._queue: deque[_Queued] = deque()
+        self._queue: deque[tuple[bytes, int]] = deque()  # frame, rows
         self._put_bytes = self._taken_bytes = 0
         self._number = 0
         self._segment: _Open | None = None
@@ -220,8 +205,6 @@ class PredictionLog:
     ) -> None:
         """Log one answered request. Never waits, never raises: what cannot be taken is dropped and counted.
 
-        Arrays are kept, not copied: do not write to them afterwards.
-
         Args:
             request_id: of the request; "" where it has none.
             units_json: who was scored, JSON text as the client sent it; looked at when it is shipped. Anything else is
@@ -230,25 +213,25 @@ class PredictionLog:
             scores: float32 [n].
             shadow: whether the answer went to nobody.
         """
-        rows, item = 1, None
+        rows, frame = 1, None
         with suppress(Exception):
             rows = len(scores)
             units = units_json if isinstance(units_json, str) else None  # a client may send a number
-            item = self._item(request_id, units, inputs, scores, shadow)
+            frame = self._encoded(request_id, units, inputs, scores, shadow)
         if not rows:
             return
         with self._lock:
             counts = self._counts
             counts[_RECORDED] += rows
-            if item is None:
+            if frame is None:
                 counts[_MALFORMED] += rows
             elif self._closed:
                 counts[_CLOSED] += rows
-            elif self._put_bytes - self._taken_bytes + item.cost > self.limits.max_queued_bytes:
+            elif self._put_bytes - self._taken_bytes + len(frame) + _QUEUED_BYTES > self.limits.max_queued_bytes:
                 counts[_QUEUE_FULL] += rows
             else:
-                self._put_bytes += item.cost
-                self._queue.append(item)
+                self._put_bytes += len(frame) + _QUEUED_BYTES
+                self._queue.append((frame, rows))
 
     def close(self, timeout_s: float = 10) -> None:
         """Take no more, spool what is queued, close the segment; what is not done in time counts as lost later."""
@@ -259,20 +242,33 @@ class PredictionLog:
         if not self._thread.is_alive() and not any(self.folder.glob(f"{self.writer}-*{OPEN}")):
             self._counts[_STATE] = _ENDED
 
-    def _item(
+    def _encoded(
         self,
         request_id: str,
         units: str | None,
         inputs: Mapping[str, npt.NDArray[Any]],
         scores: npt.NDArray[np.float32],
         shadow: bool,
-    ) -> _Queued:
-        texts = [inputs[name].ravel().tolist() for name in self.identity.categorical]
-        numbers = [inputs[name] for name in self.identity.numeric]
+    ) -> bytes:
+        """A request as a frame: made here, for a thread that did it would keep the next request from the interpreter.
+
+        Raises:
+            ValueError: its arrays do not have `rows` rows of the right kind.
+        """
         rows = len(scores)
-        cost = _REQUEST_BYTES + len(request_id) + (len(units) if units else 0) + _ARRAY_BYTES * len(numbers)
-        cost += rows * (4 * len(numbers) + _TEXT_BYTES * len(texts)) + sum(sum(map(len, each)) for each in texts)
-        return _Queued(time.time_ns() // 1000, request_id, units, bool(shadow), rows, scores, numbers, texts, cost)
+        said = None if units is None else units.encode(errors="replace")
+        named = request_id.encode(errors="replace")[:_MAX_ID_BYTES]
+        numbers = b"".join([inputs[name].tobytes() for name in self.identity.numeric])
+        columns = [inputs[name].ravel().tolist() for name in self.identity.categorical]
+        if scores.nbytes != 4 * rows or len(numbers) != 4 * rows * len(self.identity.numeric):
+            raise ValueError("scores or numeric features are not float32 of one length")
+        if any(len(each) != rows for each in columns):
+            raise ValueError("categorical features are not of one length")
+        texts = [t if isinstance(t, bytes) else t.encode(errors="replace") for each in columns for t in each]
+        now = time.time_ns() // 1000
+        head = _HEAD.pack(now, rows, len(named), bool(shadow), -1 if said is None else len(said))
+        lengths = struct.pack(f"<{len(texts)}I", *map(len, texts))
+        return _frame(b"".join([head, named, said or b"", scores.tobytes(), numbers, lengths, *texts]))
 
     # --- the thread
     def _run(self) -> None:
@@ -283,18 +279,11 @@ class PredictionLog:
 
     def _drain(self) -> None:
         while True:
-            frames: list[bytes] = []
-            rows = 0
-            while self._queue and len(frames) < _FRAMES_A_WRITE:
-                item = self._queue.popleft()
-                self._taken_bytes += item.cost
-                try:
-                    frames.append(_encode(item, len(self.identity.numeric)))
-                    rows += item.rows
-                except Exception:  # whatever a server hands in must not end the log
-                    self._counts[_MISSHAPEN] += item.rows
-            if frames:
-                self._write(b"".join(frames), rows)
+            queued = [self._queue.popleft() for _ in range(len(self._queue))]
+            if queued:
+                frames = b"".join([frame for frame, _ in queued])
+                self._taken_bytes += len(frames) + _QUEUED_BYTES * len(queued)
+                self._write(frames, sum(rows for _, rows in queued))
             segment = self._segment
             if segment and (
                 segment.size >= self.limits.rotate_bytes or time.monotonic() - segment.opened >= self.limits.rotate_s
@@ -467,25 +456,6 @@ def _counts(slots: memoryview) -> Counts:
 
 
 # --- frames
-def _encode(item: _Queued, num_numeric: int) -> bytes:
-    """A request as a frame.
-
-    Raises:
-        ValueError: its arrays do not have `rows` rows of the right kind.
-    """
-    request_id = item.request_id.encode(errors="replace")[:_MAX_ID_BYTES]
-    units = None if item.units is None else item.units.encode(errors="replace")
-    scores, numbers = item.scores.tobytes(), b"".join([each.tobytes() for each in item.numbers])
-    if len(scores) != 4 * item.rows or len(numbers) != 4 * item.rows * num_numeric:
-        raise ValueError("scores or numeric features are not float32 of one length")
-    if any(len(each) != item.rows for each in item.texts):
-        raise ValueError("categorical features are not of one length")
-    texts = [t if isinstance(t, bytes) else t.encode(errors="replace") for each in item.texts for t in each]
-    head = _HEAD.pack(item.served_at, item.rows, len(request_id), item.shadow, -1 if units is None else len(units))
-    lengths = struct.pack(f"<{len(texts)}I", *map(len, texts))
-    return _frame(b"".join([head, request_id, units or b"", scores, numbers, lengths, *texts]))
-
-
 def _decode(body: bytes, num_categorical: int, num_numeric: int) -> Request:
     """The request of a body; raises ValueError or struct.error where it is none."""
     served_at, rows, id_bytes, shadow, units_bytes = _HEAD.unpack_from(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -28,6 +29,8 @@ class TritonPythonModel:
         self._scorer = Scorer(Path(args["model_repository"]) / args["model_version"], threads)
         self._names = [tensor["name"] for tensor in config["input"]]
         self._log = open_log(self._scorer.identity)
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: a collection between two requests need not go through it
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself: one that is wrong fails alone."""
