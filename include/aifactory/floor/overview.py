@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from aifactory.floor.history import BADS, BREAKDOWNS, ENDS, GOODS, NOT_DEFECTS, rows
+from aifactory.floor.history import BADS, BREAKDOWNS, ENDS, GOODS, NOT_DEFECTS, events, rows
 from aifactory.kpi import stations
 from aifactory.kpi.cost import Cost, Prices
 from aifactory.kpi.record import FORGOTTEN, STATIONS
 from aifactory.kpi.stations import Plan
-from aifactory.ledger import ProductionEvent, event_of
+from aifactory.ledger import ProductionEvent
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -59,7 +59,8 @@ _MADE = f"""
         ) each GROUP BY line, station
     ), done AS (
         SELECT line, station, sum(duration_s) AS all_s, sum(gpu_s) AS gpu_s, sum(energy_kwh) AS energy_kwh,
-               sum(money) AS money, coalesce(sum(duration_s) FILTER (WHERE NOT ({_BROKE}) OR reason IS NULL), 0) AS work_s,
+               sum(money) AS money,
+               coalesce(sum(duration_s) FILTER (WHERE NOT ({_BROKE}) OR reason IS NULL), 0) AS work_s,
                coalesce(sum(duration_s) FILTER (WHERE gpu_s = 0 AND energy_kwh = 0 AND money = 0), 0) AS unmeasured_s,
                min(at) FILTER (WHERE {_BROKE}) AS broke_at
         FROM works GROUP BY line, station
@@ -72,7 +73,7 @@ _MADE = f"""
         ) each GROUP BY line
     )
     SELECT * FROM done LEFT JOIN made USING (line, station) LEFT JOIN baked USING (line, station)
-"""
+"""  # noqa: S608 - nothing of a caller is in the text
 
 
 @dataclass(frozen=True)
@@ -237,16 +238,14 @@ _DOWN = f"""
     )
     SELECT id, line, station, unit_kind, unit, event, key, reason, at, duration_s
     FROM production_event JOIN instants USING (line, station, at) WHERE event = ANY(:ends) OR duration_s > 0
-"""
+"""  # noqa: S608 - nothing of a caller is in the text
 
 
-def _down(
-    connection: Connection, broken: Sequence[Mapping[str, Any]], end: datetime
-) -> dict[tuple[str, str], float]:
+def _down(connection: Connection, broken: Sequence[Mapping[str, Any]], end: datetime) -> dict[tuple[str, str], float]:
     """Downtime of the (line, station) pairs at which something broke down, s; see `kpi.stations.outages`."""
     if not broken:
         return {}
-    found = rows(
+    found = events(
         connection,
         _DOWN,
         lines=[row["line"] for row in broken],
@@ -257,10 +256,10 @@ def _down(
         ends=ENDS,
         breakdowns=BREAKDOWNS,
     )
-    events: defaultdict[tuple[str, str], list[ProductionEvent]] = defaultdict(list)
-    for row in found:
-        events[row["line"], row["station"]].append(event_of(row))
-    return {place: sum(o.seconds(end) for o in stations.outages(mine)) for place, mine in events.items()}
+    of_place: defaultdict[tuple[str, str], list[ProductionEvent]] = defaultdict(list)
+    for e in found:
+        of_place[e.line, e.station].append(e)
+    return {place: sum(o.seconds(end) for o in stations.outages(mine)) for place, mine in of_place.items()}
 
 
 def _made(mine: Sequence[Mapping[str, Any]], plan: Plan, down: Mapping[tuple[str, str], float], prices: Prices) -> Made:

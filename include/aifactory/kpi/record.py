@@ -64,7 +64,11 @@ class Record(tuple[ProductionEvent, ...]):
         found: defaultdict[str, list[ProductionEvent]] = defaultdict(list)
         for e in self:
             found[e.station].append(e)
-        return {station: type(self)(mine) for station, mine in found.items()}
+        made = {station: type(self)(mine) for station, mine in found.items()}
+        if not isinstance(self, Works):  # what is one piece of work is so among the events of its station too
+            for station, mine in made.items():
+                mine.works = self.works.stations.get(station, Works())
+        return made
 
 
 class Works(Record):

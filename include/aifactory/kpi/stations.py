@@ -120,7 +120,7 @@ def outages(events: Iterable[ProductionEvent]) -> list[Outage]:
         since: datetime | None = None
         broke: datetime | None = None
         for e in at_station(mine, station):
-            if is_breakdown(e):
+            if e.reason and is_breakdown(e):
                 since, broke = since or began(e), e.at
             elif since is not None and broke is not None and e.duration_s > 0:
                 found.append(Outage(station, since, max(broke, began(e))))
@@ -140,7 +140,7 @@ def work_of_products(events: Iterable[ProductionEvent]) -> dict[str, float]:
     spent: defaultdict[str, float] = defaultdict(float)
     mine = distinct(events)
     for e in works(mine):
-        if not is_breakdown(e):
+        if not (e.reason and is_breakdown(e)):
             spent[_product(e)] += e.duration_s
     for (version, _), steps in rollouts(mine).items():
         spent[version] += (steps[-1].at - steps[0].at).total_seconds()
