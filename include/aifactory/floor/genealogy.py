@@ -102,13 +102,13 @@ def units_of(connection: Connection, spec: LineSpec) -> dict[Ref, Unit]:
                    WHEN station IN ('train', 'deploy') OR unit_kind = 'dataset' THEN detail - 'metrics' - 'telemetry'
                    ELSE jsonb_build_object('model_version', detail -> 'model_version')
                END AS detail
-        FROM last JOIN production_event USING (id) WHERE line = :line
+        FROM last JOIN production_event USING (id) WHERE line = :line ORDER BY id
         """,
         line=spec.line,
         breakdowns=BREAKDOWNS,
     )
     units: dict[Ref, Unit] = {}
-    for row in sorted(found, key=lambda row: row["id"]):
+    for row in found:
         _take(units, row)
     for unit in [u for u in units.values() if u.kind == "batch"]:
         for table, etag in (unit.facts.get("etags") or {}).items():
