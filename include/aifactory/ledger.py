@@ -49,11 +49,16 @@ class EventKind(StrEnum):
     ACKNOWLEDGED = "acknowledged"
 
 
+_KINDS = {kind.value: kind for kind in EventKind}
+
 GOOD = (EventKind.PASSED, EventKind.REWORKED, EventKind.PROMOTED)
 """Events after which a unit is good."""
 
 BAD = (EventKind.FAILED, EventKind.HELD, EventKind.SCRAPPED, EventKind.ROLLED_BACK)
 """Events that stop a unit, each with its reason."""
+
+ENDS = frozenset((*GOOD, *BAD))
+"""Events that end a unit's pass through a station."""
 
 
 @dataclass(frozen=True)
@@ -500,11 +505,13 @@ def _plain(value: Any) -> Any:
     return _plain(value.item()) if hasattr(value, "item") else str(value)
 
 
-def event_of(row: Mapping[str, Any]) -> ProductionEvent:
-    """The event of a row of the table."""
-    values = dict(row)
+def event_of(row: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> ProductionEvent:
+    """The event of a row of the table, which was checked when it was written; what the row leaves out is not set."""
+    event = object.__new__(ProductionEvent)
+    values = event.__dict__  # filled at once: the constructor of a frozen class sets each field by a call
+    values.update(row)
     values.pop("id", None)
-    values["event"] = EventKind(values["event"])
+    values["event"] = _KINDS[values["event"]]
     values["reason"] = ReasonCode[values["reason"]] if values["reason"] else None
     values["detail"] = values.get("detail") or {}
-    return ProductionEvent(**values)
+    return event

@@ -314,7 +314,7 @@ def get_rollouts(spec: LineDep, f: FactoryDep, limit: Limit = 20, cursor: Cursor
 def get_pareto(spec: LineDep, f: FactoryDep, days: Days = 90) -> m.Pareto:
     """Reasons of scrap, holds and faults."""
     with f.ledger.reading() as connection:
-        return views.pareto_of(history.events_between(connection, spec.line, *_span(days)))
+        return views.pareto_of(history.events_between(connection, spec.line, *_span(days), quarantined=True))
 
 
 @router.get("/lines/{line}/lead-times")

@@ -23,9 +23,9 @@ from aifactory.errors import InfrastructureFault
 from aifactory.factory import Factory
 from aifactory.floor import genealogy, history, overview, waiting
 from aifactory.floor.plan import plan_of, tick_s
-from aifactory.kpi import cost, leadtime, record, stations
+from aifactory.kpi import cost, leadtime, record, reliability, stations
 from aifactory.landing import LandedTable
-from aifactory.ledger import EventKind, ProductionEvent
+from aifactory.ledger import BAD, EventKind, ProductionEvent
 from aifactory.line import LineSpec, load_line
 from aifactory.reasons import ReasonCode
 from aifactory.settings import REPOSITORY
@@ -184,6 +184,67 @@ def test_the_overview_sums_up_what_the_kpis_give(floor: Floor) -> None:
         assert figures[3].is_down
         assert figures[0].num_rework >= 1
     assert lines[2] not in made
+
+
+def _any_history(line: str, chance: random.Random, begin: datetime) -> list[ProductionEvent]:
+    """Anything that can happen to a line in three days, much of it at one instant, though not to one product."""
+    made: list[ProductionEvent] = []
+    taken = set()
+    for n in range(chance.randrange(120)):
+        station, at = chance.choice(record.STATIONS), begin + timedelta(hours=chance.randrange(72))
+        unit = chance.choice(["1", "2", "3", "1/refit"] if station == "train" else ["1", "2", "3", "4"])
+        place = station, unit.partition("/")[0], at
+        if place in taken:
+            continue
+        taken.add(place)
+        good, bad = EventKind.PASSED, [EventKind.FAILED, EventKind.HELD, EventKind.SCRAPPED]
+        if station == "deploy":
+            good, bad = EventKind.PROMOTED, [EventKind.FAILED, EventKind.ROLLED_BACK, EventKind.DECIDED]
+        kind = chance.choice([EventKind.STARTED, good, good, *bad])
+        worked = kind not in (EventKind.STARTED, EventKind.DECIDED)
+        reasons = [ReasonCode.VALUE_NULL, ReasonCode.NODE_LOST, ReasonCode.NODE_LOST, ReasonCode.DEADLINE_MISSED]
+        detail = {EventKind.ROLLED_BACK: {"to": "9"}, EventKind.DECIDED: {"stage": "canary"}}.get(kind, {})
+        one = ProductionEvent(
+            line=line,
+            station=station,
+            unit_kind=record.PRODUCT[station],
+            unit=unit,
+            event=kind,
+            key=f"{line} {n:03d}",
+            reason=chance.choice(reasons) if kind in BAD else None,
+            at=at,
+            duration_s=chance.choice([0.0, 60.0, 5000.0]) if worked else 0.0,
+            money=chance.choice([0.0, 0.0, 2.0]) if worked else 0.0,
+            num_good=chance.randrange(100) if worked else 0,
+            run_id=chance.choice("ab"),
+            detail=dict(detail),
+        )
+        made.append(one)
+        if station == "ingest" and kind is EventKind.PASSED and chance.random() < 0.3:
+            made.append(replace(one, event=EventKind.REWORKED, key=f"{one.key} again"))
+    return made
+
+
+def test_the_overview_sums_up_what_the_kpis_give_of_any_history(factory: Factory) -> None:
+    mark, begin = uuid.uuid4().hex[:6], datetime(2026, 3, 1, tzinfo=UTC)
+    end = begin + timedelta(days=2)
+    events = {f"{mark}_{n}": _any_history(f"{mark}_{n}", random.Random(n), begin) for n in range(60)}
+    factory.ledger.record_many([e for mine in events.values() for e in mine])
+    told = {line: [e for e in mine if begin <= e.at < end] for line, mine in events.items()}
+    figures = {(line, s): stations.figures(mine, s, end) for line, mine in told.items() for s in record.STATIONS}
+    assert sum(f.num_outages > 1 for f in figures.values()) > 20
+    for station in record.STATIONS:
+        plan = stations.Plan({station: 3600.0})  # so that this station's load is what the overview tells
+        with factory.ledger.reading() as connection:
+            made = overview.made(connection, dict.fromkeys(events, plan), begin, end, PRICES)
+        assert set(made) == {line for line, mine in told.items() if record.works(mine)}
+        for line, found in made.items():
+            load = figures[line, station].load(plan)
+            assert found.bottleneck == (None if load is None else (station, pytest.approx(load)))
+            assert found.num_predictions == figures[line, "score"].num_rows_good
+            assert found.num_good_models == reliability.change_failures(told[line])[0]
+            spent = cost.cost(told[line], PRICES)
+            assert (found.cost.work_s, found.cost.money) == (pytest.approx(spent.work_s), pytest.approx(spent.money))
 
 
 def test_the_lives_of_releases_hold_all_that_lead_times_need(floor: Floor) -> None:

@@ -401,6 +401,20 @@ def test_neither_order_nor_duplicates_change_a_figure(events: list[ProductionEve
 
 @given(records())
 @settings(max_examples=40, deadline=None)
+def test_what_a_record_keeps_changes_no_figure(events: list[ProductionEvent]) -> None:
+    crowded = [replace(e, at=T0 + timedelta(days=(e.at - T0).days)) for e in events]
+    kept = record.distinct(crowded)
+    assert told(kept) == told(kept) == told(crowded)
+    for station in record.STATIONS:
+        mine = [e for e in crowded if e.station == station]
+        assert record.at_station(kept, station) == record.distinct(mine)
+        assert record.works(record.at_station(kept, station)) == record.works(mine)
+        assert record.at_station(record.works(kept), station) == record.works(mine)
+        assert stations.figures(kept, station, END) == stations.figures(mine, station, END)
+
+
+@given(records())
+@settings(max_examples=40, deadline=None)
 def test_every_figure_is_within_its_bounds(events: list[ProductionEvent]) -> None:
     plan = Plan(ideal_cycle_s={"score": 60.0})
     for station in record.STATIONS:

@@ -84,31 +84,31 @@ def units_of(connection: Connection, spec: LineSpec) -> dict[Ref, Unit]:
             WHERE line = :line AND station = 'ingest' AND unit_kind = 'batch' AND event = 'held'
               AND detail @> '{"in_dataset": false}'
             GROUP BY unit
+        ), last AS (
+            SELECT max(id) AS id, min(at) AS made_at,
+                   min(id) FILTER (WHERE event IN ('passed', 'reworked') AND id > coalesce(refused_id, 0)) AS first_good
+            FROM production_event LEFT JOIN refused ON unit_kind = 'batch' AND unit = refused_unit
+            WHERE line = :line AND unit_kind IN ('batch', 'dataset', 'model', 'predictions', 'window')
+              AND station IN ('ingest', 'train', 'deploy', 'score', 'feedback')
+              AND event NOT IN ('overridden', 'acknowledged')
+              AND NOT (station = 'feedback' AND unit_kind = 'model')
+              AND (reason IS NULL OR reason <> ALL(:breakdowns))
+            GROUP BY station, unit_kind, unit
         )
-        SELECT DISTINCT ON (station, unit_kind, unit) id, station, unit_kind, unit, event, reason, at, "partition",
-               run_id, num_in, num_good, num_bad, min(at) OVER same AS made_at,
-               min(id) FILTER (
-                   WHERE event IN ('passed', 'reworked') AND id > coalesce(refused_id, 0)
-               ) OVER same AS first_good, CASE
+        SELECT id, station, unit_kind, unit, event, reason, at, "partition", run_id, num_in, num_good, num_bad, made_at,
+               first_good, CASE
                    WHEN unit_kind = 'batch'
                        THEN jsonb_build_object('etags', detail -> 'etags', 'docs', detail -> 'docs')
                    WHEN station IN ('train', 'deploy') OR unit_kind = 'dataset' THEN detail - 'metrics' - 'telemetry'
                    ELSE jsonb_build_object('model_version', detail -> 'model_version')
                END AS detail
-        FROM production_event LEFT JOIN refused ON unit_kind = 'batch' AND unit = refused_unit
-        WHERE line = :line AND unit_kind IN ('batch', 'dataset', 'model', 'predictions', 'window')
-          AND station IN ('ingest', 'train', 'deploy', 'score', 'feedback')
-          AND event NOT IN ('overridden', 'acknowledged')
-          AND NOT (station = 'feedback' AND unit_kind = 'model')
-          AND (reason IS NULL OR reason <> ALL(:breakdowns))
-        WINDOW same AS (PARTITION BY station, unit_kind, unit)
-        ORDER BY station, unit_kind, unit, id DESC
+        FROM last JOIN production_event USING (id) WHERE line = :line ORDER BY id
         """,
         line=spec.line,
         breakdowns=BREAKDOWNS,
     )
     units: dict[Ref, Unit] = {}
-    for row in sorted(found, key=lambda row: row["id"]):
+    for row in found:
         _take(units, row)
     for unit in [u for u in units.values() if u.kind == "batch"]:
         for table, etag in (unit.facts.get("etags") or {}).items():

@@ -57,8 +57,11 @@ def prices_of(settings: Settings) -> Prices:
 def cost(events: Iterable[ProductionEvent], prices: Prices) -> Cost:
     """Sum over the events of any lines and stations; an event with figures of its own is measured."""
     done = works(events)
-    measured = [e for e in done if is_measured(e)]
-    seconds = sum(e.duration_s for e in done if not is_measured(e))
+    measured: list[ProductionEvent] = []
+    others: list[ProductionEvent] = []
+    for e in done:
+        (measured if is_measured(e) else others).append(e)
+    seconds = sum(e.duration_s for e in others)
     energy = seconds / 3600 * prices.power_w / 1000
     money = seconds / 3600 * prices.unit_hour + energy * prices.kwh
     return Cost(

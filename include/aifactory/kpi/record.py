@@ -10,8 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Self
 
-from aifactory.ledger import BAD, GOOD, EventKind, ProductionEvent
+from aifactory.ledger import BAD, ENDS, GOOD, EventKind, ProductionEvent
 from aifactory.reasons import Cause, ReasonCode
 
 STATIONS = ("ingest", "train", "deploy", "score", "feedback")
@@ -42,15 +44,40 @@ class End:
 
 
 class Record(tuple[ProductionEvent, ...]):
-    """Events as `distinct` leaves them; made once, every function takes them as they are."""
+    """Events as `distinct` leaves them; made once, every function takes them as they are.
 
-    __slots__ = ()
+    They never change, so what `works` and `at_station` make of them is kept with them.
+    """
+
+    @cached_property
+    def works(self) -> Works:
+        """See `works`."""
+        found: dict[tuple[str, str, str, str, datetime], ProductionEvent] = {}
+        for e in self:
+            if e.event in ENDS or e.duration_s > 0:
+                found[e.line, e.station, e.unit_kind, e.unit, e.at] = e
+        return Works(found.values())
+
+    @cached_property
+    def stations(self) -> dict[str, Self]:
+        """See `at_station`."""
+        found: defaultdict[str, list[ProductionEvent]] = defaultdict(list)
+        for e in self:
+            found[e.station].append(e)
+        made = {station: type(self)(mine) for station, mine in found.items()}
+        if not isinstance(self, Works):  # what is one piece of work is so among the events of its station too
+            for station, mine in made.items():
+                mine.works = self.works.stations.get(station, Works())
+        return made
 
 
 class Works(Record):
     """Events as `works` leaves them."""
 
-    __slots__ = ()
+    @property
+    def works(self) -> Works:
+        """Themselves."""
+        return self
 
 
 def distinct(events: Iterable[ProductionEvent]) -> Record:
@@ -80,13 +107,7 @@ def works(events: Iterable[ProductionEvent]) -> Works:
 
     A corrected batch passes and is reworked at one instant, and both events tell of the same seconds: the later counts.
     """
-    if isinstance(events, Works):
-        return events
-    found: dict[tuple[str, str, str, str, datetime], ProductionEvent] = {}
-    for e in distinct(events):
-        if e.event in GOOD or e.event in BAD or e.duration_s > 0:
-            found[e.line, e.station, e.unit_kind, e.unit, e.at] = e
-    return Works(found.values())
+    return distinct(events).works
 
 
 def ends(events: Iterable[ProductionEvent]) -> list[End]:
@@ -121,18 +142,17 @@ def in_progress(events: Iterable[ProductionEvent], now: datetime) -> list[Produc
     """Work in progress: the starts within `FORGOTTEN` of units that have not ended at their station since."""
     open_: dict[tuple[str, str, str, str], ProductionEvent] = {}
     for e in distinct(events):
-        place = e.line, e.station, e.unit_kind, e.unit
         if e.event is EventKind.STARTED:
-            open_[place] = e
-        elif e.event in GOOD or e.event in BAD:
-            open_.pop(place, None)
+            open_[e.line, e.station, e.unit_kind, e.unit] = e
+        elif open_ and e.event in ENDS:
+            open_.pop((e.line, e.station, e.unit_kind, e.unit), None)
     return [e for e in open_.values() if now - FORGOTTEN <= e.at <= now]
 
 
 def at_station(events: Iterable[ProductionEvent], station: str) -> Record:
     """The events of one station, as `distinct` has them."""
-    made = Works if isinstance(events, Works) else Record
-    return made(e for e in distinct(events) if e.station == station)
+    mine = distinct(events)
+    return mine.stations.get(station) or type(mine)()
 
 
 def began(event: ProductionEvent) -> datetime:

@@ -120,7 +120,7 @@ def outages(events: Iterable[ProductionEvent]) -> list[Outage]:
         since: datetime | None = None
         broke: datetime | None = None
         for e in at_station(mine, station):
-            if is_breakdown(e):
+            if e.reason and is_breakdown(e):
                 since, broke = since or began(e), e.at
             elif since is not None and broke is not None and e.duration_s > 0:
                 found.append(Outage(station, since, max(broke, began(e))))
@@ -130,21 +130,17 @@ def outages(events: Iterable[ProductionEvent]) -> list[Outage]:
     return sorted(found, key=lambda o: (o.begin, o.station))
 
 
-def work_seconds(events: Iterable[ProductionEvent]) -> float:
-    """Seconds of work of a station that were not lost to infrastructure.
-
-    A rollout works from its first decision to its last: it holds the station while it bakes. What of that its events
-    tell as their own seconds comes after.
-    """
-    return sum(work_of_products(events).values())
-
-
 def work_of_products(events: Iterable[ProductionEvent]) -> dict[str, float]:
-    """Those seconds by product: of an order with its parts, of a batch with the dataset version that it closed."""
+    """Seconds of work of a station, not lost to infrastructure, by product.
+
+    Of an order with its parts, of a batch with the dataset version that it closed. A rollout works from its first
+    decision to its last: it holds the station while it bakes. What of that its events tell as their own seconds comes
+    after.
+    """
     spent: defaultdict[str, float] = defaultdict(float)
     mine = distinct(events)
     for e in works(mine):
-        if not is_breakdown(e):
+        if not (e.reason and is_breakdown(e)):
             spent[_product(e)] += e.duration_s
     for (version, _), steps in rollouts(mine).items():
         spent[version] += (steps[-1].at - steps[0].at).total_seconds()
@@ -179,7 +175,7 @@ def figures(events: Iterable[ProductionEvent], station: str, now: datetime) -> S
         num_rows_bad=sum(end.event.num_bad for end in lasts),
         wip=len(in_progress(mine, now)),
         num_outages=len(down),
-        work_s=work_seconds(mine),
+        work_s=sum(spent.values()),
         down_s=sum(outage.seconds(now) for outage in down),
         is_down=any(outage.end is None for outage in down),
         best_cycle_s=min((spent[end.unit] for end in good if spent.get(end.unit)), default=None),
