@@ -108,16 +108,17 @@ class Sliced:
     """A batch whose rows lie one after another."""
 
     window: Batches
-    rows: slice
+    rows: range
 
     @property
     def num_rows(self) -> int:
         """See `Batch`."""
-        return len(self.window.labels[self.rows])
+        return len(self.rows)
 
     def take(self, part: slice) -> tuple[torch.Tensor, ...]:
         """See `Batch`: no copy."""
-        return tuple(t[self.rows][part] for t in self.window.tensors)
+        rows = self.rows[part]
+        return tuple(t[rows.start : rows.stop] for t in self.window.tensors)
 
 
 def batches_of_all(
@@ -199,7 +200,7 @@ class StreamedBatches:
                 batch = step % steps_per_epoch % per_window
                 if batch == 0 or step == start:
                     window = next(coming)
-                yield Sliced(window, slice(batch * batch_rows, (batch + 1) * batch_rows))
+                yield Sliced(window, range(window.num_rows)[batch * batch_rows : (batch + 1) * batch_rows])
 
     def _windows(
         self, seed: int, epoch: int, first: int, size: int, stopped: threading.Event
