@@ -21,6 +21,7 @@ from tests.memory_store import MemoryStore
 from aifactory.recipes.decoder import Decoder, DecoderParameters, Sequences, new_decoder, next_token_loss
 from aifactory.recipes.keeper import Keeper
 from aifactory.recipes.loop import learning_rate, train_loop
+from aifactory.recipes.parallel import ALONE
 from aifactory.training.checkpoints import StoreCheckpoints
 from aifactory.training.mfu import flops_per_token, peak_flops, utilisation
 from aifactory.training.stop import StopSignal
@@ -159,7 +160,7 @@ def bare(network: Decoder, batches: list[Batch], params: DecoderParameters) -> l
 def batches_of(data: Sequences, params: DecoderParameters, num_steps: int) -> list[Batch]:
     """All batches, in the loop's order."""
     batches = data.batches(0, num_steps, params.batch_rows, SEED)
-    return [[data.take(part) for part in rows.tensor_split(params.accumulate)] for _, rows in batches]
+    return [[b.take(part) for part, _ in ALONE.micro_batches(b.num_rows, params.accumulate)] for b in batches]
 
 
 def timed(work: Callable[[], list[float]]) -> tuple[float, list[float]]:

@@ -82,7 +82,7 @@ def numbered(source: Numbered, window_rows: int) -> StreamedBatches:
 def taken(data: StreamedBatches, start: int, num_steps: int, batch_rows: int, seed: int) -> list[list[int]]:
     """The numbers of the rows of each batch."""
     with closing(data.batches(start, num_steps, batch_rows, seed)) as batches:
-        return [held.numbers[rows, 0].int().tolist() for held, rows in batches]
+        return [batch.take(slice(None))[1][:, 0].int().tolist() for batch in batches]
 
 
 shapes = {
@@ -122,15 +122,30 @@ def test_no_more_than_this_window_and_the_next_is_read(
     seen: list[weakref.ref[Any]] = []
     learned = 0
     with closing(data.batches(0, -(-sum(sizes) // batch_rows), batch_rows, seed)) as batches:
-        for held, rows in batches:
+        for batch in batches:
+            held = batch.window
             assert source.num_given - before <= (learned // size + 2) * size + PIECE_ROWS
             assert held.num_rows <= size
             if not seen or seen[-1]() is not held.labels:
                 seen.append(weakref.ref(held.labels))
-            learned += len(rows)
+            learned += batch.num_rows
             gc.collect(0)
             assert sum(each() is not None for each in seen) == 1, "a window that is learned is let go"
     assert learned == sum(sizes)
+
+
+def test_a_streamed_batch_is_a_slice_of_its_window_in_the_order_that_was_drawn() -> None:
+    source, seed = Numbered([40, 30, 20]), 3
+    read = [n for day in order_of_days(list(source.days), seed, 0) for n in source._rows[day]]
+    windows = [read[:48], read[48:]]
+    drawn = [window[i] for n, window in enumerate(windows) for i in order_of_rows(len(window), seed, 0, n)]
+    data, found = numbered(source, 50), []
+    with closing(data.batches(0, 6, 16, seed)) as batches:
+        for batch in batches:
+            for whole, tensor in zip(batch.window.tensors, batch.take(slice(None)), strict=True):
+                assert tensor.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr(), "nothing is copied"
+            found += batch.take(slice(5))[1][:, 0].int().tolist() + batch.take(slice(5, 16))[1][:, 0].int().tolist()
+    assert found == drawn
 
 
 def test_epochs_windows_and_seeds_differ() -> None:

@@ -6,8 +6,9 @@ rows a batch has is a function of seed and step alone, which is all that is need
 comes once an epoch. Rows of days that are in no common window never meet in a batch of that epoch: the larger the
 window, the more even the batches.
 
-A window is made in another thread while the one before it is learned, and no sooner: at most two are held. To go on in
-the middle of an epoch costs the reading of one day that is passed over in part.
+A window is made in another thread while the one before it is learned, and no sooner: at most two are held. Every row
+is written where it stays, in the order in which it is learned, so that a batch is a slice: nothing is gathered while
+the loop waits. To go on in the middle of an epoch costs the reading of one day that is passed over in part.
 """
 
 from __future__ import annotations
@@ -57,11 +58,24 @@ class Batches:
     def batches(self, start: int, num_steps: int, batch_rows: int, seed: int) -> Generator[Batch, None, None]:
         """See `BatchSource`."""
         for rows in batches_of_all(self.num_rows, self.device, start, num_steps, batch_rows, seed):
-            yield self, rows
+            yield Gathered(self, rows)
 
     def take(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See `Held`: categories, numbers, labels."""
         return tuple(t.index_select(0, rows) for t in self.tensors)
+
+
+class Batch(Protocol):
+    """The rows of a step."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many they are."""
+        ...
+
+    def take(self, part: slice) -> tuple[torch.Tensor, ...]:
+        """What the loss needs of some of them."""
+        ...
 
 
 class Held(Protocol):
@@ -72,8 +86,39 @@ class Held(Protocol):
         ...
 
 
-Batch = tuple[Held, torch.Tensor]
-"""Rows that are there, and the numbers of those that are the batch."""
+@dataclass(frozen=True)
+class Gathered:
+    """A batch whose rows lie anywhere, given by their numbers."""
+
+    held: Held
+    rows: torch.Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """See `Batch`."""
+        return len(self.rows)
+
+    def take(self, part: slice) -> tuple[torch.Tensor, ...]:
+        """See `Batch`: a copy."""
+        return self.held.take(self.rows[part])
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """A batch whose rows lie one after another."""
+
+    window: Batches
+    rows: range
+
+    @property
+    def num_rows(self) -> int:
+        """See `Batch`."""
+        return len(self.rows)
+
+    def take(self, part: slice) -> tuple[torch.Tensor, ...]:
+        """See `Batch`: no copy."""
+        rows = self.rows[part]
+        return tuple(t[rows.start : rows.stop] for t in self.window.tensors)
 
 
 def batches_of_all(
@@ -145,7 +190,7 @@ class StreamedBatches:
         steps_per_epoch = math.ceil(self.num_rows / batch_rows)
         first = start // steps_per_epoch, start % steps_per_epoch // per_window
 
-        def windows(stopped: threading.Event) -> Generator[Batch, None, None]:
+        def windows(stopped: threading.Event) -> Generator[Batches, None, None]:
             for epoch in range(first[0], math.ceil(num_steps / steps_per_epoch)):
                 since = first[1] if epoch == first[0] else 0
                 yield from self._windows(seed, epoch, since, per_window * batch_rows, stopped)
@@ -154,23 +199,23 @@ class StreamedBatches:
             for step in range(start, num_steps):
                 batch = step % steps_per_epoch % per_window
                 if batch == 0 or step == start:
-                    held, order = next(coming)
-                yield held, order[batch * batch_rows : (batch + 1) * batch_rows]
+                    window = next(coming)
+                yield Sliced(window, range(window.num_rows)[batch * batch_rows : (batch + 1) * batch_rows])
 
     def _windows(
         self, seed: int, epoch: int, first: int, size: int, stopped: threading.Event
-    ) -> Generator[Batch, None, None]:
-        """The windows of an epoch from one on, each with the order of its rows."""
+    ) -> Generator[Batches, None, None]:
+        """The windows of an epoch from one on, their rows as they are learned."""
         days = order_of_days(list(self.stream.rows_by_day), seed, epoch)
         ends = list(accumulate(self.stream.rows_by_day[day] for day in days))
         num_passed = sum(end <= first * size for end in ends)  # days whose rows are all in earlier windows
         skip = first * size - (ends[num_passed - 1] if num_passed else 0)
         sizes = [min(size, self.num_rows - begin) for begin in range(first * size, self.num_rows, size)]
+        places = (places_of_rows(rows, seed, epoch, number) for number, rows in enumerate(sizes, start=first))
         with closing(self.stream.pieces(days[num_passed:])) as pieces:
             encoded = (self.encode(piece) for piece in _from_row(pieces, skip, stopped))
-            for number, held in enumerate(_filled(encoded, sizes), start=first):
-                order = torch.from_numpy(order_of_rows(held.num_rows, seed, epoch, number))
-                yield Batches(*(t.to(self.device) for t in held.tensors)), order.to(self.device)
+            for window in _filled(encoded, places):
+                yield Batches(*(t.to(self.device) for t in window.tensors))
 
 
 def order_of_days(days: Sequence[str], seed: int, epoch: int) -> list[str]:
@@ -181,6 +226,13 @@ def order_of_days(days: Sequence[str], seed: int, epoch: int) -> list[str]:
 def order_of_rows(num_rows: int, seed: int, epoch: int, window: int) -> npt.NDArray[np.int64]:
     """The rows of a window as an epoch goes through them."""
     return np.random.default_rng((seed, epoch, window + 1)).permutation(num_rows)
+
+
+def places_of_rows(num_rows: int, seed: int, epoch: int, window: int) -> torch.Tensor:
+    """Where each row of a window comes in `order_of_rows`, int64 [n]."""
+    places = torch.empty(num_rows, dtype=torch.int64)
+    places[torch.from_numpy(order_of_rows(num_rows, seed, epoch, window))] = torch.arange(num_rows)
+    return places
 
 
 def _from_row(
@@ -194,20 +246,20 @@ def _from_row(
         skip = max(0, skip - piece.num_rows)
 
 
-def _filled(pieces: Iterator[Batches], sizes: Sequence[int]) -> Generator[Batches, None, None]:
-    """The rows of the pieces in tensors of so many rows each; every row is written where it stays."""
+def _filled(pieces: Iterator[Batches], windows: Iterator[torch.Tensor]) -> Generator[Batches, None, None]:
+    """The rows of the pieces in windows, each given by the places of its rows; every row is written where it stays."""
     piece, used = next(pieces), 0
-    for size in sizes:
-        held = Batches(*(t.new_empty((size, *t.shape[1:])) for t in piece.tensors))
+    for places in windows:
+        window = Batches(*(t.new_empty((len(places), *t.shape[1:])) for t in piece.tensors))
         filled = 0
-        while filled < size:
+        while filled < len(places):
             if used == piece.num_rows:
                 piece, used = next(pieces), 0
-            number = min(size - filled, piece.num_rows - used)
-            for into, tensor in zip(held.tensors, piece.tensors, strict=True):
-                into[filled : filled + number] = tensor[used : used + number]
+            number = min(len(places) - filled, piece.num_rows - used)
+            for into, tensor in zip(window.tensors, piece.tensors, strict=True):
+                into.index_copy_(0, places[filled : filled + number], tensor[used : used + number])
             filled, used = filled + number, used + number
-        yield held
+        yield window
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from aifactory.recipes.base import Checkpoints, Progress
-from aifactory.recipes.batches import Batch, batches_of_all
+from aifactory.recipes.batches import Batch, Gathered, batches_of_all
 from aifactory.recipes.clock import StepClock
 from aifactory.recipes.loop import LoopParameters, trained
 
@@ -135,7 +135,7 @@ class Sequences:
     def batches(self, start: int, num_steps: int, batch_rows: int, seed: int) -> Generator[Batch, None, None]:
         """See `BatchSource`."""
         for rows in batches_of_all(self.num_rows, self.device, start, num_steps, batch_rows, seed):
-            yield self, rows
+            yield Gathered(self, rows)
 
     def take(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See `Held`: tokens of the sequences, and the token after each, int64 [B, T], twice."""

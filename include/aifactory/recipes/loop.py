@@ -25,7 +25,7 @@ from aifactory.recipes.keeper import Keeper, ShardKeeper, own_seed
 from aifactory.recipes.parallel import ALONE, Sharding, Team, Wish, team
 
 LossOf = Callable[[Any, tuple[torch.Tensor, ...]], torch.Tensor]
-"""The mean loss over the rows of a batch, of a network and what `Held.take` gave."""
+"""The mean loss over the rows of a batch, of a network and what `Batch.take` gave."""
 
 
 class LoopParameters(Parameters):
@@ -102,7 +102,7 @@ def train_loop(
     with closing(data.batches(start, num_steps, params.batch_rows, seed)) as batches:
         for step in range(start, num_steps):
             clock.enter(data_wait)
-            held, rows = next(batches)
+            batch = next(batches)
             clock.enter(host)
             rate = learning_rate(step, num_steps, params)
             for group in optimizer.param_groups:
@@ -110,9 +110,9 @@ def train_loop(
 
             optimizer.zero_grad(set_to_none=True)
             loss = torch.zeros((), device=device)
-            for number, (part, share) in enumerate(team.micro_batches(rows, params.accumulate), start=1):
+            for number, (part, share) in enumerate(team.micro_batches(batch.num_rows, params.accumulate), start=1):
                 clock.enter(data_wait)
-                taken = held.take(part)
+                taken = batch.take(part)
                 clock.enter(passes)
                 with nullcontext() if number == params.accumulate else team.collecting(network):
                     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):

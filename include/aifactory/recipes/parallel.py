@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -34,15 +35,15 @@ class Team:
     rank: int = 0
     size: int = 1
 
-    def micro_batches(self, rows: torch.Tensor, number: int) -> list[tuple[torch.Tensor, float]]:
+    def micro_batches(self, num_rows: int, number: int) -> list[tuple[slice, float]]:
         """This process's rows of a batch in equally many parts everywhere, and each part's share of the batch.
 
         A part that would be empty is one row that counts nothing: the others wait for this process to take part.
         """
         if self.size == number == 1:
-            return [(rows, 1.0)]
-        parts = torch.tensor_split(torch.tensor_split(rows, self.size)[self.rank], number)
-        return [(part, len(part) / len(rows)) if len(part) else (rows[:1], 0.0) for part in parts]
+            return [(slice(num_rows), 1.0)]
+        parts = _split(*_split(0, num_rows, self.size)[self.rank], number)
+        return [(slice(a, b), (b - a) / num_rows) if b > a else (slice(1), 0.0) for a, b in parts]
 
     def wrapped(self, network: Any, sharding: Sharding) -> Any:
         """The network as it is trained; its gradients are means over the processes."""
@@ -113,6 +114,12 @@ class Ranks(Team):
 
         tensors = unwrapped(network).state_dict()
         return {name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu() for name, t in tensors.items()}
+
+
+def _split(begin: int, end: int, number: int) -> list[tuple[int, int]]:
+    """Begin and end of so many parts that follow one another, the first of them longer by one where need be."""
+    each, more = divmod(end - begin, number)
+    return list(pairwise(begin + each * i + min(i, more) for i in range(number + 1)))
 
 
 def team() -> Team:

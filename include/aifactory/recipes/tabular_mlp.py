@@ -78,8 +78,11 @@ class Preparation:
         raw = torch.from_numpy(matrix(table, self.numeric))
         missing = torch.isnan(raw)
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        scaled = ((torch.where(missing, mean, raw) - mean) / std).clamp(-self.clip, self.clip)
-        return torch.cat([scaled, missing.float()], dim=1)
+        numbers = raw.new_empty(len(raw), 2 * raw.shape[1])
+        scaled, indicators = numbers.tensor_split(2, dim=1)
+        torch.where(missing, mean, raw, out=scaled).sub_(mean).div_(std).clamp_(-self.clip, self.clip)
+        indicators.copy_(missing)
+        return numbers
 
     def encode(self, rows: TrainingFrame) -> Batches:
         """All of the rows as tensors."""
