@@ -23,7 +23,9 @@ end
 
 function envoy_on_response(handle)
   local headers = handle:headers()
-  local status, code, message = headers:get(":status"), headers:get("grpc-status"), headers:get("grpc-message") or ""
+  local status, code = headers:get(":status"), headers:get("grpc-status")
+  if status == "200" and not code then return end
+  local message = headers:get("grpc-message") or ""
   if code == "13" and message == "Unable to parse request" then
     headers:replace("grpc-status", "3")
   elseif code == "5" and any(EMPTY, message) then
