@@ -55,7 +55,7 @@ def run() -> list[Ratio]:
 
 def measured(settings: Settings, lines_dir: Path, names: list[str], detail: dict[str, Any]) -> list[Ratio]:
     """The routes of a ledger that is loaded."""
-    client = _client(Factory(settings.model_copy(update={"lines_dir": lines_dir})), names)
+    client = _client(Factory(settings.model_copy(update={"lines_dir": lines_dir}), pooled=True), names)
     found = []
     for name, route in ROUTES.items():
         seconds = []

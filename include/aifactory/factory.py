@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
 
 class Factory:
-    """Handles to the plant's stores. Cheap to make: each connects when it is first used."""
+    """Handles to the plant's stores. Cheap to make: each connects when it is first used.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: of the plant.
+        pooled: whether the ledger keeps its connections; see `Ledger`.
+    """
+
+    def __init__(self, settings: Settings, *, pooled: bool = False) -> None:
         self.settings = settings
+        self._pooled = pooled
 
     @cached_property
     def store(self) -> Store:
@@ -36,7 +42,7 @@ class Factory:
         """The production record."""
         from aifactory.ledger import Ledger
 
-        return Ledger(self.settings.ledger_dsn.get_secret_value())
+        return Ledger(self.settings.ledger_dsn.get_secret_value(), pooled=self._pooled)
 
     def datasets(self, line: LineSpec) -> DatasetRepository:
         """The dataset versions of a line."""
@@ -51,6 +57,6 @@ class Factory:
         return Registry(self.settings, line.line, self.store)
 
 
-def open_factory() -> Factory:
-    """The factory that the environment describes."""
-    return Factory(load_settings())
+def open_factory(*, pooled: bool = False) -> Factory:
+    """The factory that the environment describes; `pooled` as of `Factory`."""
+    return Factory(load_settings(), pooled=pooled)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MIGRATION_LOCK = 0x41494C44  # any number that is nobody else's in this database
+_KEPT_S = 600  # how long a pooled connection serves: then another one is made
 _STATIONS = frozenset({"ingest", "train", "deploy", "score", "feedback", "capacity"})
 
 
@@ -157,13 +158,16 @@ class Ledger:
 
     Args:
         dsn: SQLAlchemy URL of the ledger's database.
+        pooled: whether connections are kept for the next statements, as a server of many requests wants. A task makes
+            a handful of them, and forked tasks must not share connections.
 
     Raises (every method):
         InfrastructureFault: Postgres does not answer, or refuses.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, pooled: bool = False) -> None:
         self._dsn = dsn
+        self._pooled = pooled
 
     @cached_property
     def _engine(self) -> Engine:
@@ -174,10 +178,10 @@ class Ledger:
             raise InfrastructureFault(
                 ReasonCode.STORE_UNREACHABLE, "the ledger's address is not set; start the plant or set AIF_LEDGER_DSN"
             )
-        # No pool: a task makes a handful of statements, and forked tasks must not share connections.
+        kept: dict[str, Any] = {"pool_pre_ping": True, "pool_recycle": _KEPT_S} if self._pooled else {}
         return create_engine(
             self._dsn,
-            poolclass=NullPool,
+            **(kept or {"poolclass": NullPool}),
             connect_args={"connect_timeout": 10, "tcp_user_timeout": 30_000},
             json_serializer=_to_json,
         )

@@ -110,7 +110,7 @@ def _answer(status: int, told: str = "") -> Any:
 # --- what every route needs
 @lru_cache(maxsize=1)
 def _factory() -> Factory:
-    return open_factory()
+    return open_factory(pooled=True)
 
 
 def factory() -> Factory:

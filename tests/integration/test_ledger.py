@@ -148,6 +148,23 @@ def test_no_connection_is_kept(ledger: Ledger, dsn: str, line: str) -> None:
         assert connection.execute(query, {"name": line}).scalar() == 0
 
 
+def test_a_servers_ledger_keeps_its_connection_and_outlives_its_loss(dsn: str, line: str) -> None:
+    marked = sa.make_url(dsn).update_query_dict({"application_name": line}).render_as_string(hide_password=False)
+    pooled = Ledger(marked, pooled=True)
+    assert pooled.record(event(line))
+
+    def backend() -> int:
+        with pooled.reading() as connection:
+            return int(connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one())
+
+    first = backend()
+    assert backend() == first
+    with sa.create_engine(dsn, poolclass=sa.pool.NullPool).begin() as connection:
+        connection.execute(sa.text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": first})
+    assert pooled.record(event(line, unit="later")), "it connects anew, and what was read from may be written to"
+    assert backend() != first
+
+
 def test_a_forked_process_records_with_its_parents_ledger(ledger: Ledger, line: str) -> None:
     ledger.record(event(line, unit="parent"))
     child = os.fork()
