@@ -329,6 +329,7 @@ class Ledger:
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
         from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+        from sqlalchemy.exc import TimeoutError as NoneFree
 
         try:
             with self._engine.begin() as connection:
@@ -338,6 +339,10 @@ class Ledger:
         except DBAPIError as error:
             raise InfrastructureFault(
                 ReasonCode.STORE_UNREACHABLE, f"the ledger's Postgres refused or did not answer: {error.orig}"
+            ) from error
+        except NoneFree as error:
+            raise InfrastructureFault(
+                ReasonCode.STORE_UNREACHABLE, f"all connections to the ledger's Postgres are busy: {error}"
             ) from error
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -163,6 +164,19 @@ def test_a_servers_ledger_keeps_its_connection_and_outlives_its_loss(dsn: str, l
         connection.execute(sa.text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": first})
     assert pooled.record(event(line, unit="later")), "it connects anew, and what was read from may be written to"
     assert backend() != first
+
+
+def test_a_servers_ledger_that_is_too_busy_says_so(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pooled = Ledger(dsn, pooled=True)
+    with ExitStack() as busy:
+        busy.enter_context(pooled.reading())
+        pool: Any = pooled._engine.pool
+        monkeypatch.setattr(pool, "_timeout", 0.1)
+        for _ in range(pool.size() + pool._max_overflow - 1):
+            busy.enter_context(pooled.reading())
+        with pytest.raises(InfrastructureFault, match="all connections to the ledger's Postgres are busy"):
+            busy.enter_context(pooled.reading())
+    assert pooled.events(line="nobody") == []
 
 
 def test_a_forked_process_records_with_its_parents_ledger(ledger: Ledger, line: str) -> None:
