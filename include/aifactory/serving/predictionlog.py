@@ -47,8 +47,8 @@ _COUNTS_BYTES = 4096
 _QUEUED_BYTES = 200  # what Python adds to a queued frame
 
 # Slots of the counts file: 64 bits each. Recorded comes last, for a reader goes upwards and must not see less recorded
-# than spooled. Every slot has one thread that writes it.
-_STATE, _SPOOLED, _DISK, _SPOOL_FULL, _LOST, _CUT, _QUEUE_FULL, _MALFORMED, _CLOSED, _RECORDED = range(10)
+# than spooled. Every slot has one thread that writes it; the fifth is not used any more: older files stay true.
+_STATE, _SPOOLED, _DISK, _SPOOL_FULL, _, _LOST, _CUT, _QUEUE_FULL, _MALFORMED, _CLOSED, _RECORDED = range(11)
 _REASONS = {
     "queue_full": (_QUEUE_FULL,),
     "spool_full": (_SPOOL_FULL,),
