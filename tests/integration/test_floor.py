@@ -247,6 +247,22 @@ def test_the_overview_sums_up_what_the_kpis_give_of_any_history(factory: Factory
             assert (found.cost.work_s, found.cost.money) == (pytest.approx(spent.work_s), pytest.approx(spent.money))
 
 
+def test_a_version_that_was_gone_back_to_is_promoted(floor: Floor) -> None:
+    line = f"back_{uuid.uuid4().hex[:6]}"
+    steps = [(EventKind.PROMOTED, {}), (EventKind.DECIDED, {"stage": "loading"})]
+    steps += [(EventKind.DECIDED, {"stage": "promoted"})]
+    states = []
+    for n, (kind, detail) in enumerate(steps):
+        at = floor.now + timedelta(minutes=n)
+        floor.f.ledger.record(
+            ProductionEvent(line, "deploy", "model", "3", kind, f"{line} {n}", at=at, detail=detail, run_id="back")
+        )
+        with floor.f.ledger.reading() as connection:
+            unit = genealogy.units_of(connection, floor.specs[0].model_copy(update={"line": line}))["model", "3"]
+        states.append((unit.state, unit.good))
+    assert states == [("promoted", True), ("decided", None), ("promoted", True)]
+
+
 def test_the_lives_of_releases_hold_all_that_lead_times_need(floor: Floor) -> None:
     line = floor.specs[0].line
     begin, end = floor.now - timedelta(days=14), floor.now
@@ -449,7 +465,7 @@ def test_the_genealogy_goes_both_ways(floor: Floor) -> None:
     with floor.f.ledger.reading() as connection:
         units = genealogy.units_of(connection, spec)
     models = sorted((u for u in units.values() if u.kind == "model"), key=lambda u: int(u.unit))
-    version = models[2]
+    version = models[-2]  # the last was taken back
     found = floor.get(f"/lines/{spec.line}/units/model/{version.unit}")
     assert found["unit"]["external_href"].endswith(f"/models/{spec.line}/versions/{version.unit}")
     by_kind: dict[str, list[str]] = {}

@@ -142,10 +142,12 @@ def _take(units: dict[Ref, Unit], row: Mapping[str, Any]) -> None:
     if row["station"] == "train":
         name, _, part = name.partition("/")
         kind = "order"
-    unit = units.setdefault((kind, name), Unit(kind, name))
-    if not part or row["event"] in _ENDS - _GOOD or unit.good is None:
-        unit.state = row["event"] if not part or row["event"] not in _GOOD else "started"
-        unit.good = None if row["event"] not in _ENDS or (part and row["event"] in _GOOD) else row["event"] in _GOOD
+    unit, event = units.setdefault((kind, name), Unit(kind, name)), row["event"]
+    if event == "decided" and row["detail"].get("stage") == "promoted":
+        event = "promoted"  # a way back to a version says no more of it than that
+    if not part or event in _ENDS - _GOOD or unit.good is None:
+        unit.state = event if not part or event not in _GOOD else "started"
+        unit.good = None if event not in _ENDS or (part and event in _GOOD) else event in _GOOD
         unit.reason = row["reason"]
     unit.id, unit.at, unit.run_id = row["id"], row["at"], row["run_id"] or unit.run_id
     unit.made_at, unit.first_good = unit.made_at or row["made_at"], row["first_good"]
