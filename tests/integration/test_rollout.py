@@ -134,6 +134,7 @@ def test_a_good_candidate_takes_over_and_an_operator_takes_it_back(
     line = lines.enter_context(rigs(runtime).line(canary=steps))
     first = line.serve()
     before = line.wanted
+    assert line.seen.generation == before.generation, "a version in service answers at once"
     playing = line.play()
     second = line.candidate(bias=0.35)
     made = line.deploy(second, "run-2")

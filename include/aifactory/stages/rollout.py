@@ -53,10 +53,10 @@ def advance(
         spec: the line.
         version: the candidate.
         run: id of the run; the same for its retries.
-        leave: the stages that are the caller's; it returns in the first other one.
+        leave: the stages that are the caller's; it returns in the first other one; in the last one once it is in force.
         direct: without shadow and canary.
         backwards: whether the version may be older than the champion.
-        hold_s: how long it waits itself before it says `Waiting`, s.
+        hold_s: how long it waits itself before it says `Waiting`, or that the end is not in force yet, s.
         pulse_s: how long the challenger keeps its traffic when this process has died, s.
 
     Returns:
@@ -77,6 +77,8 @@ def advance(
             following, decision = resume(document, now)
         pulse.beat(f.store, following, now, pulse_s)
         if following == document and document.stage not in leave:
+            if document.at_rest:
+                _settle(adapter, document, hold_s)
             return _told(document)
         if following == document:
             seen = evidence(f, spec, document, adapter.observe())
@@ -91,6 +93,18 @@ def advance(
             until = now + timedelta(seconds=AGAIN_S)
             pulse.beat(f.store, document, until, pulse_s)
             raise Waiting(until, f"{document.stage} of version {version}: {decision.explanation}")
+        time.sleep(LOOK_S)
+
+
+def _settle(adapter: RolloutAdapter, document: Traffic, hold_s: float) -> None:
+    """Wait until a decided document is in force; what is decided stays decided where nobody carries it out."""
+    while (seen := adapter.observe()) is None or seen.generation < document.generation:
+        if datetime.now(UTC) - document.since > timedelta(seconds=hold_s):
+            log.warning(
+                "generation %d of what serves %s is decided, and not in force after %g s: does the controller run?",
+                document.generation, document.line, hold_s,
+            )  # fmt: skip
+            return
         time.sleep(LOOK_S)
 
 
