@@ -220,6 +220,8 @@ def outcomes(rigs: Rigs) -> Iterator[dict[str, tuple[Line, str, str, dict[str, A
     with ExitStack() as stack:
         lines = {name: stack.enter_context(rig.line(**limits)) for name, limits in asked.items()}
         tasks = {name: Task(in_turn, name, line) for name, line in lines.items()}
+        for task in tasks.values():  # where one fails, none of the others may begin to play after the lines' end
+            stack.callback(task.join)
         yield {name: task.result(200) for name, task in tasks.items()}
 
 

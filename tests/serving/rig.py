@@ -329,9 +329,13 @@ class Task:
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
 
+    def join(self, timeout_s: float = 120) -> None:
+        """Wait for its end, whatever that is."""
+        self._thread.join(timeout_s)
+
     def result(self, timeout_s: float = 120) -> Any:
         """What it gave; raises what it raised."""
-        self._thread.join(timeout_s)
+        self.join(timeout_s)
         assert not self._thread.is_alive(), f"not done within {timeout_s:g} s"
         if self._error is not None:
             raise self._error
