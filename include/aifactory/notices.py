@@ -142,6 +142,7 @@ class Notice:
         partition: the day it belongs to, YYYY-MM-DD.
         detail: of the event.
         num_untold: how often the same has happened since the last notice of it, without one of its own.
+        num_others: units more of the same run, of which it tells too.
     """
 
     id: int
@@ -155,6 +156,7 @@ class Notice:
     partition: str | None
     detail: Mapping[str, Any]
     num_untold: int
+    num_others: int
 
     @property
     def title(self) -> str:
@@ -166,7 +168,8 @@ class Notice:
             NoticeKind.DEADLINE_MISSED: f"{self.detail.get('stage', self.station)} is late, run {self.unit}",
             NoticeKind.APPROVAL_WAITING: f"the release of {self.unit_kind} {self.unit} waits for a person",
         }[self.kind]
-        return f"{self.line}: {what} ({self.reason.value})"
+        others = f", and {self.num_others} more of its run" if self.num_others else ""
+        return f"{self.line}: {what}{others} ({self.reason.value})"
 
     def body(self, airflow_url: str) -> str:
         """Plain text: why, what the stage said, how often, where to look."""
@@ -211,6 +214,8 @@ class Outbox(Ledger):
     ) -> list[Notice]:
         """Make the notices of all events that nobody has looked at; the same of the same unit once a window.
 
+        Each is made and kept; of those of one run that say the same, the first alone has channels.
+
         Args:
             channels: gives the channels of a kind and a line.
             window: see `Routes.repeat_hours`.
@@ -221,12 +226,13 @@ class Outbox(Ledger):
         """
         from sqlalchemy import text
 
-        made = []
+        made: list[dict[str, Any]] = []
+        first: dict[tuple[Any, ...], dict[str, Any]] = {}  # of a run and reason
         with self._connection() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             for row in connection.execute(text(_UNSEEN), {"most": _MOST_AT_ONCE}).mappings().all():
                 kind = kind_of(EventKind(row["event"]), ReasonCode[row["reason"]])
-                told = {**row, "kind": kind, "now": now, "since": now - window, "notice_id": None}
+                told = {**row, "kind": kind, "now": now, "since": now - window, "notice_id": None, "num_others": 0}
                 if kind is not None:
                     last = connection.execute(text(_LAST), told).one_or_none()
                     told["notice_id"] = last.id if last and last.recent else None
@@ -234,9 +240,14 @@ class Outbox(Ledger):
                         told["num_untold"] = last.num_events - 1 if last else 0
                         told["notice_id"] = connection.execute(text(_MAKE), told).scalar_one()
                         made.append(told)
-                        for channel in channels(kind, row["line"]):
+                        same = tuple(told[n] for n in ("kind", "line", "station", "unit_kind", "reason", "run_id"))
+                        head = first.setdefault(same, told) if row["run_id"] else told
+                        head["num_others"] += head is not told
+                        for channel in channels(kind, row["line"]) if head is told else ():
                             connection.execute(text(_ADDRESS), told | {"channel": channel})
                 connection.execute(text(_SEEN), told)
+            for head in first.values():
+                connection.execute(text(_OTHERS), head)
         return [_notice(told) for told in made]
 
     def claim(self, now: datetime, without: Collection[str] = ()) -> Delivery | None:
@@ -301,6 +312,7 @@ _MAKE = """
 INSERT INTO notice (kind, line, station, unit, reason, event_id, made_at, num_untold)
 VALUES (:kind, :line, :station, :unit, :reason, :id, :now, :num_untold) RETURNING id
 """
+_OTHERS = "UPDATE notice SET num_others = :num_others WHERE id = :notice_id AND :num_others > 0"
 _SEEN = "INSERT INTO notice_event (event_id, notice_id) VALUES (:id, :notice_id)"
 _ADDRESS = "INSERT INTO notice_delivery (notice_id, channel, due_at) VALUES (:notice_id, :channel, :now)"
 _DUE = """
@@ -309,7 +321,8 @@ ORDER BY due_at, notice_id LIMIT 1 FOR UPDATE SKIP LOCKED
 """
 _TRY = "UPDATE notice_delivery SET num_tries = :tries, due_at = :due WHERE notice_id = :id AND channel = :channel"
 _NOTICE = """
-SELECT n.id AS notice_id, n.kind, n.num_untold, e.* FROM notice n JOIN production_event e ON e.id = n.event_id
+SELECT n.id AS notice_id, n.kind, n.num_untold, n.num_others, e.*
+FROM notice n JOIN production_event e ON e.id = n.event_id
 WHERE n.id = :id
 """
 _SETTLE = """
@@ -325,9 +338,10 @@ FROM notice_delivery GROUP BY 1, 2
 
 
 def _notice(row: Mapping[str, Any]) -> Notice:
+    taken = ("line", "station", "unit_kind", "unit", "at", "partition", "detail", "num_untold", "num_others")
     return Notice(
         id=row["notice_id"],
         kind=NoticeKind(row["kind"]),
         reason=ReasonCode[row["reason"]],
-        **{n: row[n] for n in ("line", "station", "unit_kind", "unit", "at", "partition", "detail", "num_untold")},
+        **{name: row[name] for name in taken},
     )

@@ -249,6 +249,24 @@ def test_what_differs_in_unit_reason_line_or_kind_is_another_notice(
     assert len(desk.got) == 2
 
 
+def test_what_many_units_of_a_run_share_is_told_once_and_each_is_on_the_record(f: Factory, desk: Receiver) -> None:
+    days = [f"2026-02-{day:02}" for day in range(1, 15)]
+    f.ledger.record_many([held(day, run_id="backfill", reason=ReasonCode.FEATURE_GATE) for day in days])
+    f.ledger.record(held(run_id="backfill", reason=ReasonCode.FRESHNESS))
+    f.ledger.record(held("2026-03-09", run_id="another", reason=ReasonCode.FEATURE_GATE))
+    assert tell(f, TO_DESK, LINES, NOW)["made"] == 16
+    assert len(desk.got) == 3
+    assert "batch 2026-02-01 did not pass at ingest, and 13 more of its run (FEATURE_GATE)" in desk.titles[0]
+    assert not any("more of its run" in title for title in desk.titles[1:])
+    f.ledger.record_many([held(day, run_id="again", reason=ReasonCode.FEATURE_GATE) for day in days])
+    tell(f, TO_DESK, LINES, NOW + timedelta(hours=1))
+    assert len(desk.got) == 3, "each of them was told, though in the name of the first"
+    f.ledger.record_many([held(day, run_id="next night", reason=ReasonCode.FEATURE_GATE) for day in days])
+    tell(f, TO_DESK, LINES, NOW + timedelta(hours=24))
+    assert len(desk.got) == 4
+    assert "It has happened 1 more times since the last notice." in desk.got[3]["message"]
+
+
 # --- a channel that is away
 def test_a_receiver_that_is_down_gets_it_when_it_is_back_once(
     f: Factory, desk: Receiver, caplog: pytest.LogCaptureFixture

@@ -70,6 +70,7 @@ def notice(**changes: Any) -> Notice:
         "id": 7, "kind": NoticeKind.GATE_FAILURE, "line": "flight_delay", "station": "ingest", "unit_kind": "batch",
         "unit": "2026-03-01", "reason": ReasonCode.VOLUME_ABNORMAL, "at": datetime(2026, 3, 2, 6, 1, tzinfo=UTC),
         "partition": "2026-03-01", "detail": {"message": "flights: 12 rows", "docs": "reports/x/raw"}, "num_untold": 0,
+        "num_others": 0,
     }  # fmt: skip
     return Notice(**values | changes)
 
@@ -82,6 +83,11 @@ def test_a_notice_says_what_why_when_and_where_to_look() -> None:
         "It has happened 3 more times since the last notice.\n2026-03-02 06:01 UTC, partition 2026-03-01\n"
         "https://factory/dags/flight_delay.ingest\nhttps://factory/reports/x/raw\nNotice 7"
     )
+
+
+def test_a_notice_of_several_units_names_the_first_and_how_many_more_there_are() -> None:
+    told = notice(num_others=11).title
+    assert told == "flight_delay: batch 2026-03-01 did not pass at ingest, and 11 more of its run (VOLUME_ABNORMAL)"
 
 
 def test_a_stage_that_said_much_is_told_in_short() -> None:
