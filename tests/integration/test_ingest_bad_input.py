@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from aifactory import features, quarantine
-from aifactory.errors import Defect, GateRefused, LandingDefect
+from aifactory.errors import Defect, GateRefused, InfrastructureFault, LandingDefect, NotFound
 from aifactory.factory import Factory
 from aifactory.floor import genealogy, quarantined, waiting
 from aifactory.kpi import stations
-from aifactory.ledger import EventKind, ProductionEvent
+from aifactory.ledger import EventKind, Ledger, ProductionEvent
 from aifactory.line import LineSpec, find_line
 from aifactory.notices import NoticeKind, kind_of
 from aifactory.reasons import ReasonCode as R
@@ -345,6 +345,30 @@ def test_running_twice_leaves_what_running_once_left(line: Line) -> None:
     assert twice["revision"] == once["revision"]
     assert {o.key: o.etag for o in line.f.store.list("") if "/ingest/" not in o.key} == objects
     assert len(line.f.ledger.events(line="flight_delay", limit=10_000)) == events
+
+
+def test_a_commit_that_ended_before_or_after_its_record_ends_well_when_tried_again(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.deliver()
+    gated = ingest.gate_raw(line.f, line.spec, [line.day], "this run")
+    staged = ingest.build_features(line.f, line.spec, gated["days"], "this run")["staged"]
+
+    def away(*_: object) -> None:
+        raise InfrastructureFault(R.STORE_UNREACHABLE, "Postgres is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "record", away)
+        with pytest.raises(InfrastructureFault):
+            ingest.commit_dataset(line.f, line.spec, staged, "this run")
+    made = ingest.commit_dataset(line.f, line.spec, staged, "this run")
+    assert [line.f.store.head(key) for key in staged.values()] == [None] * len(staged)
+    assert ingest.commit_dataset(line.f, line.spec, staged, "this run") == made, "killed once all was done"
+    assert line.f.datasets(line.spec).latest().revision == made["revision"]
+    recorded = line.f.ledger.events(line=line.spec.line, unit=made["revision"])
+    assert [e.event for e in recorded] == [EventKind.PASSED]
+    with pytest.raises(NotFound):
+        ingest.commit_dataset(line.f, line.spec, staged, "another run")
 
 
 def test_broken_gate_is_a_failed_gate(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,9 @@ from tests.model_rows import days_of, small_line
 from tests.served import commit, commit_days, contents, rows_of, serve
 
 from aifactory.dayindex import DayIndex
-from aifactory.errors import GateRefused, PackageDefect
+from aifactory.errors import GateRefused, InfrastructureFault, PackageDefect
 from aifactory.factory import Factory
-from aifactory.ledger import EventKind
+from aifactory.ledger import EventKind, Ledger, ProductionEvent
 from aifactory.line import LineSpec
 from aifactory.packaging import load_package
 from aifactory.reasons import ReasonCode
@@ -66,6 +67,34 @@ def test_every_row_says_who_scored_it_from_what_and_a_rerun_changes_nothing(fact
     assert contents(f, "predictions/") == {k: e for k, e in before.items() if k.startswith("predictions/")}
     mine = {e.key for e in f.ledger.events(line=line.line, station="score") if e.partition in set(scored["days"])}
     assert mine == {e.key for e in events if e.partition in set(scored["days"])}
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_day_whose_end_the_ledger_missed_is_scored_again_until_it_is_on_the_record(
+    factory: Factory, line: LineSpec, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    f, day, record = factory, "2013-02-12" if refused else "2013-02-11", Ledger.record
+    rows = rows_of(day).slice(3)  # content that no other test has on the record
+    commit(f, line, {day: twice(rows) if refused else rows})
+    serve(f, line, ("1", "2013-01-31"))
+
+    def away(self: Ledger, event: ProductionEvent) -> None:
+        if event.event is not EventKind.STARTED:
+            raise InfrastructureFault(ReasonCode.STORE_UNREACHABLE, "Postgres is away")
+        record(self, event)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "record", away)
+        with pytest.raises(InfrastructureFault):
+            score(f, line, day, "missed")
+    with pytest.raises(GateRefused) if refused else nullcontext():
+        score(f, line, None, "missed again")
+    of_day = f.ledger.events(line=line.line, station="score", partition=day)
+    assert [e.event for e in of_day if "missed" in e.run_id] == [
+        EventKind.STARTED,
+        EventKind.HELD if refused else EventKind.PASSED,
+    ]
+    assert score(f, line, None, "and again")["days"] == []
 
 
 def test_a_late_day_is_scored_by_the_model_that_did_not_know_it(factory: Factory, line: LineSpec) -> None:

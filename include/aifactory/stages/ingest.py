@@ -619,10 +619,17 @@ def _commit_dataset(f: Factory, spec: LineSpec, staged: Mapping[str, str], run: 
     repository = f.datasets(spec)
     days = sorted(staged)
     span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days)} partitions)"
-    version = repository.commit(dict(staged), f"{spec.line}: {span}")
+    try:
+        version = repository.commit(dict(staged), f"{spec.line}: {span}")
+    except (
+        NotFound
+    ):  # what was staged is removed once its version is on the record: a task that ended then is tried again
+        said = f.ledger.events(line=spec.line, station="ingest", kind=EventKind.PASSED, partition=days[-1])
+        made = [e.unit for e in said if e.unit_kind == "dataset" and e.run_id == run]
+        if not made:
+            raise
+        version = repository.version(made[-1])
     all_days = repository.days(version.revision)
-    for key in staged.values():
-        f.store.delete(key)
     f.ledger.record(
         ProductionEvent(
             line=spec.line,
@@ -642,6 +649,8 @@ def _commit_dataset(f: Factory, spec: LineSpec, staged: Mapping[str, str], run: 
             detail={"tag": version.tag, "num_partitions": version.num_partitions, "num_rows": version.num_rows},
         )
     )
+    for key in staged.values():
+        f.store.delete(key)
     return {
         "revision": version.revision,
         "tag": version.tag,

@@ -134,31 +134,38 @@ class _Desk:
         return scoring.predict_day(self.spec, package, units, version, self.version.revision)
 
     def score_day(self, day: str, reign: Reign, predict: Predict) -> None:
-        """Predict, gate, write: predictions first, then the index, so that a crash in between is simply scored again.
+        """Predict, gate, write: predictions, then the record, then the index that has the day done.
+
+        So whatever ends it in between, a ledger that is away too, the day is simply scored again.
 
         Raises:
             GateRefused: PREDICTIONS_GATE.
         """
         f, spec, model, rows = self.f, self.spec, str(reign["version"]), self.content[day]
-        with self._at_station(day, reign) as work:
-            predictions = predict(day, reign)
-            work.num_in = predictions.num_rows
-            entry = _entry(predictions) | {
-                "content": rows,
-                "model_version": model,
-                "dataset_revision": self.version.revision,
-            }
-            work.detail = {"model_version": model, "mean_score": entry["mean_score"]}
-            docs, problems = self._gate(day, predictions, entry)
-            entry |= {"docs": docs, "refused": bool(problems)}
-            if problems:
-                work.num_bad = predictions.num_rows
+        entry: dict[str, Any] = {}
+        try:
+            with self._at_station(day, reign) as work:
+                predictions = predict(day, reign)
+                work.num_in = predictions.num_rows
+                entry |= _entry(predictions) | {
+                    "content": rows,
+                    "model_version": model,
+                    "dataset_revision": self.version.revision,
+                }
+                work.detail = {"model_version": model, "mean_score": entry["mean_score"]}
+                docs, problems = self._gate(day, predictions, entry)
+                entry |= {"docs": docs, "refused": bool(problems)}
+                if problems:
+                    work.num_bad = predictions.num_rows
+                    what = "; ".join(problems)
+                    raise GateRefused(ReasonCode.PREDICTIONS_GATE, f"predictions of {day}: {what}; see {docs}")
+                f.store.put_table(scoring.predictions_key(spec.line, day), predictions)
+                work.num_good = predictions.num_rows
+        except GateRefused:
+            if "refused" in entry:
                 self._note(day, entry)
-                what = "; ".join(problems)
-                raise GateRefused(ReasonCode.PREDICTIONS_GATE, f"predictions of {day}: {what}; see {docs}")
-            f.store.put_table(scoring.predictions_key(spec.line, day), predictions)
-            self._note(day, entry)
-            work.num_good = predictions.num_rows
+            raise
+        self._note(day, entry)
         log.info("%s: %d units scored by version %s, mean %.3f", day, work.num_good, model, entry["mean_score"])
 
     def _gate(self, day: str, predictions: pa.Table, entry: Entry) -> tuple[str, list[str]]:
