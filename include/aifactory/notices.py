@@ -4,6 +4,7 @@ The ledger is the one source. Every event that is worth a notice is looked at on
 notice and names its channels, so a crash neither loses nor doubles one. A notice is sent at least once: only who dies
 between the receiver's answer and the note of it sends it again, and it carries its number. What says the same of the
 same unit within `Routes.repeat_hours` is not sent but counted, and the next notice tells the count.
+Units of one run that are refused for the same reason and found in one look share the notice of the first.
 """
 
 from __future__ import annotations

@@ -621,9 +621,8 @@ def _commit_dataset(f: Factory, spec: LineSpec, staged: Mapping[str, str], run: 
     span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days)} partitions)"
     try:
         version = repository.commit(dict(staged), f"{spec.line}: {span}")
-    except (
-        NotFound
-    ):  # what was staged is removed once its version is on the record: a task that ended then is tried again
+    except NotFound:
+        # What was staged is removed once its version is on the record: a task that ended then is tried again
         said = f.ledger.events(line=spec.line, station="ingest", kind=EventKind.PASSED, partition=days[-1])
         made = [e.unit for e in said if e.unit_kind == "dataset" and e.run_id == run]
         if not made:
